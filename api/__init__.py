@@ -1,0 +1,1 @@
+"""The outer surface: HTTP routes, page, command line."""

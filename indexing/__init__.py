@@ -1,0 +1,1 @@
+"""Data at rest and search over it: catalogues, cutouts, embeddings, indexes."""

@@ -1,0 +1,58 @@
+"""Memory-mapped columns of a generation: what search, filters and answers read without touching Lance.
+
+One `.npy` a column, in row order; every worker maps the same pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from redshelf.indexing.files import write_with
+from redshelf.models.errors import BadInput
+
+CLASSES = ("unknown", "galaxy", "star", "agn")  # `class` column: position in this tuple
+KINDS = ("", "spec", "grism", "photoz_many_band")  # `z_kind` column
+
+Columns = dict[str, npt.NDArray[Any]]
+
+
+def id_columns(source_ids: npt.NDArray[np.bytes_]) -> Columns:
+    """`ids` (bytes), `ids_sorted` and `ids_order` (row of each sorted id), for look-up by binary search."""
+    order = np.argsort(source_ids, kind="stable")
+    ordered = source_ids[order]
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(twice):
+        raise BadInput(f"source id {twice[0].decode()!r} stands twice")
+    return {"ids": source_ids, "ids_sorted": ordered, "ids_order": order.astype(np.int64)}
+
+
+def write(folder: Path, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write every column of one generation; all have the same length."""
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise BadInput(f"columns differ in length: {lengths}")
+    for name, values in columns.items():
+
+        def fill(handle: BinaryIO, values: npt.NDArray[Any] = values) -> None:
+            np.save(handle, values, allow_pickle=False)
+
+        write_with(folder / f"{name}.npy", fill)
+
+
+def open_columns(folder: Path) -> Columns:
+    """All columns, memory-mapped read-only."""
+    return {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(folder.glob("*.npy"))}
+
+
+def row_of(columns: Columns, source_id: str) -> int | None:
+    """The row of a source id, None where it is unknown."""
+    wanted = np.bytes_(source_id.encode("ascii", "replace"))
+    position = int(np.searchsorted(columns["ids_sorted"], wanted))
+    if position < len(columns["ids_sorted"]) and columns["ids_sorted"][position] == wanted:
+        return int(columns["ids_order"][position])
+    return None

@@ -1,0 +1,86 @@
+"""Whole-or-nothing writes and sha256 manifests. Every file of a shelf that is not inside Lance is written here."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from redshelf.models.errors import BadInput
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_with(path: Path, writer: Callable[[BinaryIO], None]) -> None:
+    """Let `writer` fill a temporary file beside `path`, then sync and rename: readers see the old or the new whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent, delete=False)  # noqa: SIM115
+    try:
+        with handle:
+            writer(handle)  # type: ignore[arg-type]
+            handle.flush()
+            os.fsync(handle.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(handle.name).chmod(0o666 & ~umask)
+        Path(handle.name).replace(path)
+    except BaseException:
+        Path(handle.name).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+
+    def fill(handle: BinaryIO) -> None:
+        handle.write(data)
+
+    write_with(path, fill)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write `document` as JSON, whole or not at all; NaN is refused, as JSON has none."""
+    write_bytes(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The JSON document at `path`; `BadInput` naming the file when it is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not valid JSON ({error}): the file is damaged") from error
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file, streamed."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def manifest(root: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """{path relative to `root`: {"sha256", "size"}} of every file in `paths`, folders taken whole."""
+    files = sorted(f for p in paths for f in (p.rglob("*") if p.is_dir() else [p]) if f.is_file())
+    return {f.relative_to(root).as_posix(): {"sha256": sha256(f), "size": f.stat().st_size} for f in files}
+
+
+def verify(root: Path, expected: dict[str, dict[str, Any]], *, hashes: bool) -> list[str]:
+    """One line for each file of a manifest that is missing or differs; sizes only unless `hashes`."""
+    faults = []
+    for name, facts in expected.items():
+        path = root / name
+        if not path.is_file():
+            faults.append(f"{name}: missing")
+        elif path.stat().st_size != facts["size"]:
+            faults.append(f"{name}: {path.stat().st_size} bytes, expected {facts['size']}")
+        elif hashes and sha256(path) != facts["sha256"]:
+            faults.append(f"{name}: sha256 differs from the manifest")
+    return faults

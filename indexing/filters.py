@@ -1,0 +1,105 @@
+"""Filters of a search as typed values, turned into a boolean row mask over the memory-mapped columns.
+
+No text of a user ever reaches a query language: a filter is a column name from this file and a number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from redshelf.indexing.columns import CLASSES, Columns
+from redshelf.models.errors import BadInput, nearest
+
+
+@dataclass(frozen=True)
+class Filters:
+    """None: not asked. `z_*` act on z_phot, `z_spec_*` on labels; a source without the value never passes."""
+
+    z_min: float | None = None
+    z_max: float | None = None
+    z_spec_min: float | None = None
+    z_spec_max: float | None = None
+    mag_band: str | None = None
+    mag_min: float | None = None
+    mag_max: float | None = None
+    ra: float | None = None
+    dec: float | None = None
+    radius_arcsec: float | None = None
+    tile: str | None = None
+    observed_band: str | None = None
+    object_class: str | None = None
+    labelled_only: bool = False
+    exclude_radius_arcsec: float | None = None  # around the query: drops duplicates and shredded galaxies
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not np.isfinite(value):
+                raise BadInput(f"{field.name}={value}: expected a finite number")
+        if self.mag_band is None and (self.mag_min is not None or self.mag_max is not None):
+            raise BadInput("mag_min and mag_max need mag_band")
+        if len({self.ra is None, self.dec is None, self.radius_arcsec is None}) > 1:
+            raise BadInput("a cone needs ra, dec and radius_arcsec together")
+        if self.ra is not None and not 0 <= self.ra < 360:
+            raise BadInput(f"ra={self.ra}: expected 0 <= ra < 360 degrees")
+        if self.dec is not None and not -90 <= self.dec <= 90:
+            raise BadInput(f"dec={self.dec}: expected -90 <= dec <= 90 degrees")
+        for name in ("radius_arcsec", "exclude_radius_arcsec"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 180 * 3600:
+                raise BadInput(f"{name}={value}: expected 0 < {name} <= 648000 arcsec")
+        if self.object_class is not None and self.object_class not in CLASSES:
+            raise BadInput(f"object_class={self.object_class!r}; {nearest(self.object_class, CLASSES)}")
+
+
+def separation_arcsec(
+    ra_deg: npt.NDArray[np.float64], dec_deg: npt.NDArray[np.float64], ra0_deg: float, dec0_deg: float
+) -> npt.NDArray[np.float64]:
+    """Great-circle distance of each position to one, in arcsec (haversine: exact when small, right at the poles)."""
+    ra, dec, ra0, dec0 = np.radians(ra_deg), np.radians(dec_deg), np.radians(ra0_deg), np.radians(dec0_deg)
+    half = np.sin((dec - dec0) / 2) ** 2 + np.cos(dec) * np.cos(dec0) * np.sin((ra - ra0) / 2) ** 2
+    return np.asarray(np.degrees(2 * np.arcsin(np.sqrt(np.clip(half, 0, 1)))) * 3600)
+
+
+def _between(values: npt.NDArray[np.floating], low: float | None, high: float | None) -> npt.NDArray[np.bool_]:
+    passed = np.asarray(np.isfinite(values))
+    if low is not None:
+        passed = passed & (values >= low)
+    if high is not None:
+        passed = passed & (values <= high)
+    return passed
+
+
+def row_mask(
+    columns: Columns, filters: Filters, *, bands: tuple[str, ...], query_position: tuple[float, float] | None = None
+) -> npt.NDArray[np.bool_] | None:
+    """Rows that pass every filter, (N,) bool; None where no filter is set. `query_position`: (ra, dec) in degrees."""
+    masks: list[npt.NDArray[np.bool_]] = []
+    if filters.z_min is not None or filters.z_max is not None:
+        masks.append(_between(columns["z_phot"], filters.z_min, filters.z_max))
+    if filters.z_spec_min is not None or filters.z_spec_max is not None:
+        masks.append(_between(columns["z_spec"], filters.z_spec_min, filters.z_spec_max))
+    for name in (filters.mag_band, filters.observed_band):
+        if name is not None and name not in bands:
+            raise BadInput(f"band {name!r} is not in this survey; {nearest(name, bands)}")
+    if filters.mag_band is not None:
+        magnitude = columns["magnitudes"][:, bands.index(filters.mag_band)]
+        masks.append(_between(magnitude, filters.mag_min, filters.mag_max))
+    if filters.observed_band is not None:
+        masks.append(columns["states"][:, bands.index(filters.observed_band)] > 0)
+    if filters.ra is not None and filters.dec is not None and filters.radius_arcsec is not None:
+        distance = separation_arcsec(columns["ra"], columns["dec"], filters.ra, filters.dec)
+        masks.append(distance <= filters.radius_arcsec)
+    if filters.tile is not None:
+        masks.append(columns["tile"] == np.bytes_(filters.tile.encode("utf-8", "replace")))
+    if filters.object_class is not None:
+        masks.append(columns["object_class"] == CLASSES.index(filters.object_class))
+    if filters.labelled_only:
+        masks.append(np.isfinite(columns["z_spec"]))
+    if filters.exclude_radius_arcsec is not None and query_position is not None:
+        distance = separation_arcsec(columns["ra"], columns["dec"], *query_position)
+        masks.append(distance > filters.exclude_radius_arcsec)
+    return np.asarray(np.logical_and.reduce(masks)) if masks else None

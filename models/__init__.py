@@ -1,0 +1,1 @@
+"""Encoders, estimators and their mathematics: arrays in, arrays out. Works alone on a GPU node."""

@@ -1,0 +1,92 @@
+"""Encoders on disk: `weights.safetensors`, `config.json`, `provenance.json` in one folder `<name>.<revision>`.
+
+The revision is the first 12 hex digits of sha256(weights + config), and the config holds the preprocessing, so that
+two embeddings with one revision are comparable and two with different ones are never mixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redshelf.models.encoder import StoredEncoder, encoder_class
+from redshelf.models.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+
+
+def revision_of(kind: str, config: dict[str, Any], weights: bytes) -> str:
+    """First 12 hex digits of sha256 over the kind, the canonical JSON of `config`, and the weight file's bytes."""
+    text = json.dumps({"kind": kind, "config": config}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode() + b"\0" + weights).hexdigest()[:12]
+
+
+def _serialise(weights: dict[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    return save({key: value.detach().contiguous().cpu() for key, value in sorted(weights.items())})
+
+
+def revision(encoder: StoredEncoder) -> str:
+    """The revision under which `save` will store `encoder`."""
+    return revision_of(encoder.kind, encoder.config, _serialise(encoder.weights()))
+
+
+def save(encoder: StoredEncoder, models_dir: Path, *, provenance: dict[str, Any]) -> Path:
+    """Write `encoder` whole under `models_dir/<name>.<revision>` and return that folder; an existing one is kept.
+
+    `provenance` says where the weights come from (data, seed, command); it does not enter the revision.
+    """
+    if not NAME_PATTERN.fullmatch(encoder.name):
+        raise BadInput(f"encoder name {encoder.name!r}: expected {NAME_PATTERN.pattern}")
+    blob = _serialise(encoder.weights())
+    revision = revision_of(encoder.kind, encoder.config, blob)
+    folder = models_dir / f"{encoder.name}.{revision}"
+    if folder.exists():
+        return folder
+    models_dir.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{encoder.name}.", dir=models_dir))
+    try:
+        (scratch / "weights.safetensors").write_bytes(blob)
+        document = {"kind": encoder.kind, "name": encoder.name, "revision": revision, "config": encoder.config}
+        (scratch / "config.json").write_text(json.dumps(document, indent=1, sort_keys=True))
+        (scratch / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True))
+        for path in scratch.iterdir():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+        scratch.chmod(0o755)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def load(folder: Path) -> StoredEncoder:
+    """The encoder stored in `folder`, on the CPU.
+
+    Raises `BadInput` when a file is missing or when weights and config do not give the recorded revision.
+    """
+    from safetensors.torch import load as parse
+
+    for needed in ("config.json", "weights.safetensors"):
+        if not (folder / needed).is_file():
+            raise BadInput(f"{folder}: no {needed}; expected an encoder written by redshelf")
+    document = json.loads((folder / "config.json").read_text())
+    blob = (folder / "weights.safetensors").read_bytes()
+    found = revision_of(document["kind"], document["config"], blob)
+    if found != document["revision"]:
+        raise BadInput(
+            f"{folder}: weights and config hash to revision {found}, config.json says {document['revision']}: "
+            "the files were altered or damaged"
+        )
+    kind = encoder_class(document["kind"])
+    return kind.from_config(document["config"], parse(blob), name=document["name"], revision=found)

@@ -1,0 +1,33 @@
+"""The errors a user can cause. Every message names what was wrong, the value, and what was expected.
+
+`api/app.py` turns each class into one HTTP status, `api/cli.py` into exit status 1: nothing else catches them.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class RedshelfError(Exception):
+    """Base of every error whose message is meant for the user."""
+
+
+class BadInput(RedshelfError, ValueError):
+    """The input is malformed or out of range."""
+
+
+class NotFound(RedshelfError, LookupError):
+    """What was named does not exist."""
+
+
+class Conflict(RedshelfError):
+    """The request is sound but contradicts what is stored or running."""
+
+
+def nearest(name: str, known: Iterable[str], *, n: int = 3) -> str:
+    """A sentence part naming the known names nearest to `name`, for error messages."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=n, cutoff=0.5)
+    if close:
+        return f"nearest: {', '.join(close)}"
+    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    return f"known: {shown}" if names else "there are none"

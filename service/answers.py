@@ -1,0 +1,169 @@
+"""What redshelf answers. The HTTP routes and `--json` of the command line print these models, field for field.
+
+Angles in degrees unless the name says otherwise, fluxes in microjansky, magnitudes AB; JSON has no NaN, so what is not
+known is null.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BandAnswer(Answer):
+    name: str
+    wavelength_nm: float
+    depth_ab: float | None = Field(description="median 3-sigma limiting magnitude")
+    psf_fwhm_arcsec: float | None
+
+
+class EncoderAnswer(Answer):
+    name: str
+    revision: str
+    kind: str
+    dim: int
+    needs: list[str]
+    exact: bool
+    recall: float = Field(description="recall@10 against exact search, measured when the index was built")
+
+
+class RedshiftModelAnswer(Answer):
+    encoder: str
+    estimators: list[str]
+
+
+class ShelfAnswer(Answer):
+    survey: str
+    generation: int
+    n_sources: int
+    n_labelled: int
+    bands: list[BandAnswer]
+    cutout_px: int
+    pixel_scale_arcsec: float | None
+    encoders: list[EncoderAnswer]
+    redshifts: list[RedshiftModelAnswer]
+    default_encoder: str
+    default_redshift: str | None
+    default_estimator: str | None
+    limits: dict[str, int]
+
+
+class Photometry(Answer):
+    """One source in one band; the flux stays as measured whatever the state."""
+
+    band: str
+    state: Literal["not_observed", "not_detected", "measured", "saturated"]
+    flux_ujy: float | None
+    flux_error_ujy: float | None
+    magnitude_ab: float | None
+
+
+class SourceAnswer(Answer):
+    source_id: str
+    iau_name: str
+    ra_deg: float
+    dec_deg: float
+    tile: str
+    object_class: str
+    flags: list[str]
+    ebv: float | None
+    z_spec: float | None
+    z_kind: str | None
+    z_survey: str | None
+    z_reference: float | None
+    z_phot: float | None
+    photometry: list[Photometry]
+    generation: int
+    links: dict[str, str]
+
+
+class Neighbour(Answer):
+    source_id: str
+    rank: int
+    distance: float = Field(description="Euclidean, in the encoder's space")
+    ra_deg: float
+    dec_deg: float
+    z_spec: float | None
+    z_kind: str | None
+    z_phot: float | None
+    object_class: str
+
+
+class NeighboursAnswer(Answer):
+    query: str | None = Field(description="the source asked about; null for an uploaded cutout")
+    encoder: str
+    revision: str
+    generation: int
+    exact: bool
+    recall: float
+    n_matching: int = Field(description="rows that pass the filters, the query itself apart")
+    bands_missing: list[str] = Field(description="survey bands that an uploaded cutout lacked")
+    neighbours: list[Neighbour]
+
+
+class PdfAnswer(Answer):
+    """p(z), constant between edges: `z` has one value more than `density`."""
+
+    z: list[float]
+    density: list[float]
+
+
+class Support(Answer):
+    in_support: bool
+    reasons: list[str]
+    distance_ratio: float
+    effective_neighbours: float
+    beyond_labels: float = Field(description="probability beyond the 99th percentile of the labelled redshifts")
+
+
+class Shift(Answer):
+    method: str
+    effective_sample_size: float
+
+
+class Calibration(Answer):
+    """Of the estimator on held-out labels, weighted to the target: how far PIT is from uniform, and the sample size."""
+
+    method: str
+    pit_ks: float | None
+    effective_sample_size: float
+
+
+class RedshiftAnswer(Answer):
+    """Redshift of one source; every z is null for a star and for a masked source, with the reason in `support`."""
+
+    source_id: str | None
+    z_median: float | None
+    z_mode: float | None
+    z_q16: float | None
+    z_q84: float | None
+    interval_95: tuple[float, float] | None
+    pdf: PdfAnswer | None
+    support: Support
+    shift: Shift
+    calibration: Calibration
+    n_neighbours: int
+    encoder: str
+    revision: str
+    estimator: str
+    generation: int
+    bands_missing: list[str]
+
+
+class RedshiftsAnswer(Answer):
+    redshifts: list[RedshiftAnswer]
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    request_id: str
