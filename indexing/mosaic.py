@@ -1,0 +1,284 @@
+"""Mosaics: one FITS image a band and tile, found by the patterns of the survey file and checked by their headers alone.
+
+`find_tiles` lists files, `open_tile` reads headers, `assign` gives each source the tile in which it lies furthest
+inside, `read_box` reads pixels in microjansky. Pixel positions are 0-based, x along columns, everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from glob import escape, glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from redshelf.indexing.catalogue import unit_vectors
+from redshelf.indexing.survey import BandSection, Survey
+from redshelf.models.bands import ab_to_flux
+from redshelf.models.errors import BadInput
+
+Floats = npt.NDArray[np.float64]
+Images = npt.NDArray[np.float32]
+
+ONLY_TILE = "mosaic"  # the tile of a pattern without {tile}
+SCALE_TOLERANCE = 0.01
+TILE_NAME = re.compile(r"[A-Za-z0-9._+-]{1,64}")
+NOISE_BOXES, NOISE_BOX_PX = 4, 128  # pixel noise is measured in 4 x 4 boxes of 128 px a mosaic
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """The image of one band in one tile, as its header describes it; no pixel has been read."""
+
+    path: Path
+    hdu: int
+    shape: tuple[int, int]  # (ny, nx)
+    wcs: Any  # astropy.wcs.WCS
+    grid: str  # equal for mosaics with the same pixel grid
+    ujy_per_unit: float
+    saturation_ujy: float | None
+    weight: Path | None
+    mask: Path | None
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile and its mosaic in each of the survey's bands, None where the band is absent."""
+
+    name: str
+    mosaics: tuple[Mosaic | None, ...]
+
+
+def _pieces(survey: Survey, band: BandSection, pattern: str) -> list[str]:
+    """The absolute path pattern cut at each {tile}."""
+    return str(survey.resolve(pattern.replace("{band}", band.name))).split("{tile}")
+
+
+def _path(survey: Survey, band: BandSection, pattern: str, tile: str) -> Path:
+    return Path(tile.join(_pieces(survey, band, pattern)))
+
+
+def _expression(pieces: list[str]) -> re.Pattern[str]:
+    first, *rest = [re.escape(piece) for piece in pieces]
+    return re.compile(first + "".join(("([^/]+)" if n == 0 else r"\1") + piece for n, piece in enumerate(rest)))
+
+
+def find_tiles(survey: Survey) -> dict[str, dict[str, Path]]:
+    """{tile: {band: image}} of every image that the patterns find, or of `tiles.names`; sorted by tile.
+
+    `BadInput` for a band of whose images there is none, and for a named tile that no band has.
+    """
+    found: dict[str, dict[str, Path]] = {}
+    with_image = [band for band in survey.bands if band.image is not None]
+    # "{tile}.fits" also finds the weights "{tile}.weight.fits": what is a weight or a mask of some band is no image
+    others = [_expression(_pieces(survey, b, p)) for b in with_image for p in (b.weight, b.mask) if p and p != b.image]
+    for band in with_image:
+        pieces = _pieces(survey, band, band.image or "")
+        expression = _expression(pieces)
+        count = 0
+        for name in sorted(glob("*".join(escape(piece) for piece in pieces))):  # noqa: PTH207 (an absolute pattern)
+            match = expression.fullmatch(name)
+            if match is None or any(other.fullmatch(name) for other in others):
+                continue
+            tile = match[1] if match.groups() else ONLY_TILE
+            if not TILE_NAME.fullmatch(tile):
+                raise BadInput(f"band {band.name}: tile name {tile!r} of {name}: expected {TILE_NAME.pattern}")
+            if survey.tiles.names is None or tile in survey.tiles.names:
+                found.setdefault(tile, {})[band.name] = Path(name)
+                count += 1
+        if not count:
+            among = "" if survey.tiles.names is None else f" among the tiles {', '.join(survey.tiles.names)}"
+            raise BadInput(
+                f"band {band.name}: no image matches {band.image!r} (that is {'{tile}'.join(pieces)}){among}"
+            )
+    absent = sorted(set(survey.tiles.names or ()) - found.keys())
+    if absent:
+        raise BadInput(f"tiles.names: no band has an image of tile {absent[0]!r}")
+    return dict(sorted(found.items()))
+
+
+@contextmanager
+def _image(path: Path, hdu: int | None) -> Iterator[tuple[Any, int, Any]]:
+    """(HDU, its number, all HDUs) of a FITS image; `BadInput` naming a file that is damaged, truncated or no image."""
+    from astropy.io import fits
+    from astropy.utils.exceptions import AstropyWarning
+
+    if not path.is_file():
+        raise BadInput(f"image {path} does not exist")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AstropyWarning)  # what matters of it is checked below
+        try:
+            with fits.open(path, memmap=True) as units:
+                numbers = [n for n, u in enumerate(units) if u.is_image and u.shape] if hdu is None else [hdu]
+                if not numbers or numbers[0] >= len(units) or len(units[numbers[0]].shape) != 2:
+                    raise BadInput(
+                        f"{path}: {'no HDU' if hdu is None else f'HDU {hdu}'} holds an image of two dimensions"
+                    )
+                unit = units[numbers[0]]
+                place = unit.fileinfo()
+                ends = place["datLoc"] + min(unit.size, place["datSpan"])
+                if path.suffix != ".gz" and ends > path.stat().st_size:
+                    raise BadInput(f"{path} is truncated: {path.stat().st_size} bytes, its header promises {ends}")
+                yield unit, numbers[0], units
+        except (OSError, EOFError, TypeError, ValueError, KeyError) as error:
+            if isinstance(error, BadInput):
+                raise
+            raise BadInput(f"{path} cannot be read as a FITS image: {error}") from error
+
+
+def open_mosaic(survey: Survey, band: BandSection, tile: str, path: Path) -> Mosaic:
+    """Header facts of one image, with weight and mask beside it. Raises `BadInput` naming the file for a missing or
+    non-celestial WCS, a pixel scale more than 1% off the survey's, a truncated file, a weight of another shape."""
+    from astropy.wcs import WCS
+    from astropy.wcs.utils import proj_plane_pixel_scales
+
+    with _image(path, band.image_hdu) as (unit, number, units):
+        shape = (int(unit.shape[0]), int(unit.shape[1]))
+        wcs = WCS(unit.header, units)
+    if not wcs.has_celestial or wcs.naxis != 2:
+        raise BadInput(f"{path} HDU {number} has no celestial WCS: expected CTYPE1/2 such as RA---TAN, DEC--TAN")
+    wanted = survey.survey.pixel_scale_arcsec or 0.0
+    scales = proj_plane_pixel_scales(wcs) * 3600
+    if not (np.abs(scales / wanted - 1) <= SCALE_TOLERANCE).all():
+        shown = " x ".join(f"{scale:.5g}" for scale in scales)
+        raise BadInput(f"{path}: pixel scale {shown} arcsec, expected pixel_scale_arcsec={wanted:g} to 1%")
+    beside: dict[str, Path] = {}
+    for what, pattern in (("weight", band.weight), ("mask", band.mask)):
+        if pattern is not None:
+            beside[what] = _path(survey, band, pattern, tile)
+            with _image(beside[what], None) as (other, _, _):
+                if tuple(other.shape) != shape:
+                    raise BadInput(f"{beside[what]}: the {what} has shape {other.shape}, its image {path.name} {shape}")
+    zero_points = (band.image_zero_point, band.zero_point)
+    zero_point = next((z for z in zero_points if z is not None), None)
+    factor = 1.0 if zero_point is None else float(ab_to_flux(zero_point))
+    return Mosaic(
+        path=path,
+        hdu=number,
+        shape=shape,
+        wcs=wcs,
+        grid=f"{shape} {wcs.to_header_string(relax=True)}",
+        ujy_per_unit=factor,
+        saturation_ujy=None if band.saturation is None else band.saturation * factor,
+        weight=beside.get("weight"),
+        mask=beside.get("mask"),
+    )
+
+
+def open_tile(survey: Survey, name: str, paths: dict[str, Path]) -> Tile:
+    """The headers of all bands of a tile."""
+    opened = (
+        open_mosaic(survey, band, name, paths[band.name]) if band.name in paths else None for band in survey.bands
+    )
+    return Tile(name, tuple(opened))
+
+
+def read_box(
+    mosaic: Mosaic, rows: tuple[int, int], columns: tuple[int, int]
+) -> tuple[Images, Images | None, npt.NDArray[np.bool_] | None]:
+    """Image [uJy], weight [1/uJy^2] and mask (True = bad) of a box [first, last) that lies inside the mosaic.
+
+    Whole pixel rows are read, in one stretch of the file, and nothing above or below the box.
+    """
+
+    def read(path: Path, hdu: int | None) -> npt.NDArray[Any]:
+        with _image(path, hdu) as (unit, _, _):
+            return np.asarray(unit.section[rows[0] : rows[1], :])[:, columns[0] : columns[1]]
+
+    image = read(mosaic.path, mosaic.hdu).astype(np.float32)
+    image *= np.float32(mosaic.ujy_per_unit)
+    weight = mask = None
+    if mosaic.weight is not None:
+        weight = read(mosaic.weight, None).astype(np.float32)
+        weight /= np.float32(mosaic.ujy_per_unit**2)
+    if mosaic.mask is not None:
+        mask = read(mosaic.mask, None) != 0
+    return image, weight, mask
+
+
+def pixel_positions(mosaic: Mosaic, ra_deg: Floats, dec_deg: Floats) -> tuple[Floats, Floats]:
+    """0-based (x, y) of sky positions, in one call; NaN where the projection does not reach."""
+    from astropy import units as u
+    from astropy.coordinates import SkyCoord
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a distortion that does not converge far outside the image is no news
+        x, y = mosaic.wcs.world_to_pixel(SkyCoord(ra_deg * u.deg, dec_deg * u.deg))
+    return np.atleast_1d(x), np.atleast_1d(y)
+
+
+def circle(mosaic: Mosaic) -> tuple[float, float, float]:
+    """RA and Dec of the mosaic's centre and the radius to its furthest corner, in degrees."""
+    ny, nx = mosaic.shape
+    x = np.array([(nx - 1) / 2, -0.5, nx - 0.5, -0.5, nx - 0.5])
+    y = np.array([(ny - 1) / 2, -0.5, -0.5, ny - 0.5, ny - 0.5])
+    sky = mosaic.wcs.pixel_to_world(x, y).icrs
+    return float(sky.ra.deg[0]), float(sky.dec.deg[0]), float(sky[0].separation(sky).deg.max())
+
+
+def assign(tiles: Sequence[Tile], ra_deg: Floats, dec_deg: Floats) -> npt.NDArray[np.int64]:
+    """(N,) number of the tile for each source, -1 where none covers it: the tile in which most bands cover the source,
+    and among those the one in which it is furthest from an edge; the first where that is equal. Headers only."""
+    from scipy.spatial import cKDTree
+
+    tree = cKDTree(unit_vectors(ra_deg, dec_deg))
+    chosen = np.full(len(ra_deg), -1, dtype=np.int64)
+    best_bands, best_edge = np.zeros(len(ra_deg), dtype=np.int64), np.full(len(ra_deg), -np.inf)
+    for number, tile in enumerate(tiles):
+        grids: dict[str, list[Mosaic]] = {}
+        for mosaic in tile.mosaics:
+            if mosaic is not None:
+                grids.setdefault(mosaic.grid, []).append(mosaic)
+        near: set[int] = set()
+        for same in grids.values():
+            ra, dec, radius = circle(same[0])
+            chord = 2 * np.sin(np.deg2rad(min(radius * 1.01, 180.0)) / 2)
+            near.update(tree.query_ball_point(unit_vectors(np.array([ra]), np.array([dec]))[0], chord))
+        rows = np.array(sorted(near), dtype=np.int64)
+        if not len(rows):
+            continue
+        bands, edge = np.zeros(len(rows), dtype=np.int64), np.full(len(rows), np.inf)
+        for same in grids.values():
+            x, y = pixel_positions(same[0], ra_deg[rows], dec_deg[rows])
+            ny, nx = same[0].shape
+            inside = np.minimum(np.minimum(x + 0.5, nx - 0.5 - x), np.minimum(y + 0.5, ny - 0.5 - y))
+            covered = inside > 0  # False for NaN
+            bands += covered * len(same)
+            edge = np.where(covered, np.minimum(edge, inside), edge)
+        better = (bands > best_bands[rows]) | ((bands == best_bands[rows]) & (bands > 0) & (edge > best_edge[rows]))
+        chosen[rows[better]] = number
+        best_bands[rows[better]], best_edge[rows[better]] = bands[better], edge[better]
+    return chosen
+
+
+def pixel_noise(mosaics: Sequence[Mosaic]) -> float:
+    """Median pixel rms [uJy] of some mosaics of one band: 1/sqrt of the median positive weight, else 1.4826 times the
+    median absolute deviation of the sky (pixels that are exactly zero are taken as uncovered). NaN if all are bad."""
+    found = []
+    for mosaic in mosaics:
+        ny, nx = mosaic.shape
+        images, weights = [], []
+        for row in range(NOISE_BOXES):
+            low = (2 * row + 1) * ny // (2 * NOISE_BOXES) - NOISE_BOX_PX // 2
+            rows = max(0, low), min(ny, low + NOISE_BOX_PX)
+            image, weight, mask = read_box(mosaic, rows, (0, nx))
+            centres = (2 * np.arange(NOISE_BOXES) + 1) * nx // (2 * NOISE_BOXES)
+            use = (np.abs(np.arange(nx)[:, None] - centres) < NOISE_BOX_PX // 2).any(axis=1)
+            good = np.isfinite(image) & use & (True if mask is None else ~mask)
+            images.append(image[good & (image != 0)])
+            if weight is not None:
+                weights.append(weight[good & (weight > 0)])
+        pixels = np.concatenate(weights or images)
+        if not len(pixels):
+            continue
+        if weights:
+            found.append(float(1 / np.sqrt(np.median(pixels))))
+        else:
+            found.append(float(1.4826 * np.median(np.abs(pixels - np.median(pixels)))))
+    return float(np.median(found)) if found else float("nan")

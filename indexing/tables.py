@@ -1,0 +1,168 @@
+"""Named columns of a table file as numpy arrays: FITS, VOTable, ECSV, CSV and Parquet, for catalogues and label lists.
+
+Only the columns asked for are read. Missing numbers are NaN, missing texts empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from redshelf.models.errors import BadInput, nearest
+
+Columns = dict[str, npt.NDArray[Any]]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+FORMATS = {
+    "fits": (".fits", ".fit", ".fits.gz"),
+    "votable": (".xml", ".vot", ".votable"),
+    "ecsv": (".ecsv",),
+    "csv": (".csv", ".csv.gz"),
+    "parquet": (".parquet", ".pq"),
+}
+
+
+def _require(path: Path, names: Iterable[str], available: Sequence[str]) -> None:
+    for name in names:
+        if name not in available:
+            raise BadInput(f"{path.name} has no column {name!r}; {nearest(name, available)}")
+
+
+def _masked_to_numpy(values: npt.NDArray[Any], missing: Bools | None) -> npt.NDArray[Any]:
+    """Missing numbers become NaN, missing texts empty; texts are numpy strings, numbers are in native byte order."""
+    if values.dtype.kind in "OSU":
+        texts = values.astype(str) if values.dtype.kind != "S" else np.char.decode(values, "utf-8")
+        return np.char.rstrip(np.where(missing, "", texts) if missing is not None else texts)
+    values = values.astype(values.dtype.newbyteorder("="))
+    if missing is not None and missing.any():
+        values = np.where(missing, np.nan, values.astype(np.float64))
+    return values
+
+
+def _read_fits(path: Path, names: Sequence[str], hdu: int | None) -> Columns:
+    from astropy.io import fits
+
+    with fits.open(path, memmap=True) as units:
+        tables = (
+            [u for u in units if isinstance(u, fits.BinTableHDU | fits.TableHDU)]
+            if hdu is None
+            else units[hdu : hdu + 1]
+        )
+        if not tables or not hasattr(tables[0], "columns"):
+            raise BadInput(
+                f"{path.name}: {'no table' if hdu is None else f'HDU {hdu} is not a table'}; it has {len(units)} HDUs"
+            )
+        table = tables[0]
+        place = table.fileinfo() or {}
+        if path.suffix != ".gz" and place and place["datLoc"] + table.size > path.stat().st_size:
+            raise BadInput(f"{path.name} is truncated: {path.stat().st_size} bytes, its header promises more")
+        _require(path, names, table.columns.names)
+        out = {}
+        for name in names:
+            values = np.asarray(table.data[name])
+            null = table.columns[name].null
+            integer = values.dtype.kind in "iu" and isinstance(null, int)
+            out[name] = _masked_to_numpy(values, values == null if integer else None)
+        return out
+
+
+def _read_astropy(path: Path, names: Sequence[str], format: str) -> Columns:
+    from astropy.table import Table
+
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # many archives' VOTables are slightly off the standard; the values are what counts
+        table = Table.read(path, format=format)
+    _require(path, names, table.colnames)
+    out = {}
+    for name in names:
+        mask = getattr(table[name], "mask", None)
+        out[name] = _masked_to_numpy(np.asarray(table[name]), None if mask is None else np.asarray(mask))
+    return out
+
+
+def _arrow_to_numpy(column: Any) -> npt.NDArray[Any]:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return np.asarray(column.fill_null("").to_numpy(), dtype=str)
+    if pa.types.is_null(column.type):
+        return np.full(len(column), np.nan)
+    if column.null_count:
+        column = column.cast(pa.float64(), safe=False)
+    return np.asarray(column.to_numpy())
+
+
+def _read_csv(path: Path, names: Sequence[str], text: Sequence[str]) -> Columns:
+    import pyarrow as pa
+    import pyarrow.csv
+
+    with (
+        gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
+    ) as handle:
+        header = next(csv.reader(handle), [])
+    _require(path, names, header)
+    options = pa.csv.ConvertOptions(include_columns=list(names), column_types=dict.fromkeys(text, pa.string()))
+    table = pa.csv.read_csv(path, convert_options=options)
+    return {name: _arrow_to_numpy(table[name]) for name in names}
+
+
+def _read_parquet(path: Path, names: Sequence[str]) -> Columns:
+    import pyarrow.parquet as pq
+
+    _require(path, names, pq.read_schema(path).names)
+    table = pq.ParquetFile(path).read(columns=list(names))
+    return {name: _arrow_to_numpy(table[name]) for name in names}
+
+
+def read_columns(
+    path: Path, names: Iterable[str], *, format: str | None = None, hdu: int | None = None, text: Sequence[str] = ()
+) -> Columns:
+    """{name: (N,) array} of the named columns of a table file; the format goes by the ending unless given.
+
+    Missing numbers are NaN, missing texts empty. `text`: columns that a CSV must not turn into numbers (ids).
+    `BadInput` names the file and, for a column that is not there, the nearest ones.
+    """
+    names = list(dict.fromkeys(names))
+    if not path.is_file():
+        raise BadInput(f"table {path} does not exist")
+    found = format or next((f for f, endings in FORMATS.items() if path.name.lower().endswith(endings)), None)
+    if found is None:
+        raise BadInput(f"{path.name}: cannot tell its format; give `format`, one of {', '.join(FORMATS)}")
+    try:
+        if found == "fits":
+            columns = _read_fits(path, names, hdu)
+        elif found == "csv":
+            columns = _read_csv(path, names, text)
+        elif found == "parquet":
+            columns = _read_parquet(path, names)
+        else:
+            columns = _read_astropy(path, names, "votable" if found == "votable" else "ascii.ecsv")
+    except BadInput:
+        raise
+    except Exception as error:  # each reader has its own errors for a damaged file
+        raise BadInput(f"{path.name} cannot be read as {found}: {error}") from error
+    for name, values in columns.items():
+        if values.ndim != 1:
+            raise BadInput(f"{path.name} column {name!r} holds {values.shape[1:]} values a row: expected one")
+    return columns
+
+
+def numbers(columns: Columns, name: str) -> Floats:
+    """A column as float64; `BadInput` where it holds text."""
+    values = columns[name]
+    if values.dtype.kind not in "fiub":
+        shown = next((str(v) for v in values if str(v)), "")
+        raise BadInput(f"column {name!r} holds {shown!r}: expected numbers")
+    return np.asarray(values, dtype=np.float64)

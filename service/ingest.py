@@ -1,0 +1,291 @@
+"""`redshelf ingest`: a survey file's catalogue, mosaics and labels become a shelf.
+
+Everything is read and checked before shelf.toml is written; cutouts follow by parts of one tile each, so that a killed
+run repeats at most one part; then sources, then labels. Run again on a finished shelf, it rewrites the labels only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from redshelf.indexing import catalogue as catalogues
+from redshelf.indexing import cutouts, labels, mosaic, store
+from redshelf.indexing import survey as surveys
+from redshelf.indexing.catalogue import Catalogue
+from redshelf.indexing.files import sha256
+from redshelf.indexing.layout import Layout, ShelfInfo
+from redshelf.indexing.mosaic import Tile
+from redshelf.indexing.survey import Survey
+from redshelf.models.bands import DETECTION_SNR, Band, State, flux_to_ab
+from redshelf.models.errors import BadInput, Conflict
+
+SOURCES_PER_BATCH = 65_536
+NOISE_TILES = 8  # mosaics of a band whose noise is measured, spread over the survey
+
+TilePaths = dict[str, dict[str, Path]]
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What is on the shelf after an ingest."""
+
+    survey: str
+    sources: int
+    labelled: int
+    states: dict[str, dict[str, int]]  # band -> state of the catalogue photometry -> sources
+    tiles: int
+    empty_tiles: tuple[str, ...]  # found, and no source lies on them
+    sources_on_no_tile: int
+    labels: tuple[labels.SectionCounts, ...]
+    disagreements: tuple[str, ...]  # ids of sources whose labels contradict each other
+    labels_only: bool  # the shelf was finished already
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive rows of one tile; `tile` is a position in the list of tiles, -1 for none."""
+
+    number: int
+    tile: int
+    first_row: int
+    rows: int
+
+
+def plan(tile_of_row: npt.NDArray[np.int64], part_rows: int) -> list[Part]:
+    """Cut rows, ordered by tile, into parts of at most `part_rows` rows of one tile."""
+    if part_rows < 1:
+        raise BadInput(f"part_rows={part_rows}: expected at least 1")
+    starts = np.flatnonzero(np.diff(tile_of_row, prepend=tile_of_row[:1] - 1))
+    ends = np.append(starts[1:], len(tile_of_row))
+    spans = [
+        (int(tile_of_row[start]), first, min(part_rows, int(end) - first))
+        for start, end in zip(starts, ends, strict=True)
+        for first in range(int(start), int(end), part_rows)
+    ]
+    return [Part(number, tile, first, rows) for number, (tile, first, rows) in enumerate(spans)]
+
+
+def fingerprint(survey: Survey, tiles: TilePaths) -> str:
+    """sha256 over the catalogue's bytes, the survey file without its labels, and the images' names and sizes."""
+    document = survey.model_dump(mode="json", exclude={"labels"})
+    images = [
+        [tile, band, path.name, path.stat().st_size] for tile, bands in tiles.items() for band, path in bands.items()
+    ]
+    path = survey.resolve(survey.catalogue.path)
+    if not path.is_file():
+        raise BadInput(f"catalogue {path} does not exist")
+    text = json.dumps([document, images, sha256(path)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def describe(survey: Survey, catalogue: Catalogue, tiles: Sequence[Tile], *, fingerprint: str) -> ShelfInfo:
+    """shelf.toml of a survey: the noise of each band is measured on its mosaics, its depth on the catalogue's errors
+    (median 3 sigma), else on the noise in an aperture of 2 arcsec; NaN where there is neither."""
+    scale = survey.survey.pixel_scale_arcsec or float("nan")
+    bands = []
+    for b, section in enumerate(survey.bands):
+        present = [m for tile in tiles if (m := tile.mosaics[b]) is not None]
+        chosen = present[:: max(1, -(-len(present) // NOISE_TILES))]
+        noise = mosaic.pixel_noise(chosen) if chosen else float("nan")
+        errors = catalogue.flux_error_ujy[np.isin(catalogue.state[:, b], (State.NOT_DETECTED, State.MEASURED)), b]
+        error = float(np.median(errors)) if len(errors) else noise * np.sqrt(np.pi) / scale
+        bands.append(
+            Band(
+                name=section.name,
+                wavelength_nm=section.wavelength_nm,
+                depth_ab=float(flux_to_ab(DETECTION_SNR * error)),
+                psf_fwhm_arcsec=section.psf_fwhm_arcsec or float("nan"),
+                noise_ujy=noise,
+                extinction=section.extinction,
+            )
+        )
+    return ShelfInfo(
+        survey=survey.survey.name,
+        bands=tuple(bands),
+        cutout_px=survey.survey.cutout_px if survey.has_images else 0,
+        pixel_scale_arcsec=scale,
+        fingerprint=fingerprint,
+    )
+
+
+@contextmanager
+def _alone(layout: Layout) -> Iterator[None]:
+    """Hold the shelf's ingest lock; `Conflict` where another process has it."""
+    from filelock import FileLock, Timeout
+
+    lock = layout.work("ingest.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(str(lock), timeout=0):
+            yield
+    except Timeout as error:
+        raise Conflict(f"another ingest is writing to {layout.root}; wait until it has ended") from error
+
+
+def _order(catalogue: Catalogue, tiles: list[Tile]) -> tuple[Catalogue, list[Tile], npt.NDArray[np.int64]]:
+    """Sources by tile and healpix29, tiles by the healpix29 of their centre, sources on no tile (-1) last."""
+    tile_of = np.full(len(catalogue), -1, dtype=np.int64)
+    centres = [next(mosaic.circle(m) for m in tile.mosaics if m is not None) for tile in tiles]
+    if centres:
+        keys = catalogues.healpix29([c[0] for c in centres], [c[1] for c in centres])
+        tiles = [tiles[n] for n in np.argsort(keys, kind="stable")]
+        tile_of = mosaic.assign(tiles, catalogue.ra_deg, catalogue.dec_deg)
+        lost = np.where(tile_of < 0, store.FLAG_NO_TILE, 0).astype(np.int32)
+        catalogue = replace(catalogue, flags=catalogue.flags | lost)
+    order = np.lexsort((catalogue.source_id, catalogue.healpix29, np.where(tile_of < 0, len(tiles), tile_of)))
+    return catalogue.take(order), tiles, tile_of[order]
+
+
+def _write_cutouts(
+    layout: Layout,
+    info: ShelfInfo,
+    catalogue: Catalogue,
+    tiles: list[Tile],
+    tile_of: npt.NDArray[np.int64],
+    *,
+    part_rows: int,
+    progress: bool,
+) -> None:
+    from tqdm import tqdm
+
+    schema = store.cutouts_schema(len(info.bands), info.cutout_px)
+    parts = plan(tile_of, part_rows)
+    receipts = layout.work("ingest") / f"cutouts-{part_rows}"  # parts of another size are other parts
+    done = store.done_parts(receipts)
+    with tqdm(total=len(catalogue), unit="sources", desc="cutouts", disable=not progress) as bar:
+        for part in parts:
+            if part.number not in done:
+                rows = slice(part.first_row, part.first_row + part.rows)
+                tile = tiles[part.tile] if part.tile >= 0 else None
+                ra, dec = catalogue.ra_deg[rows], catalogue.dec_deg[rows]
+                batches = cutouts.batches(info, tile, ra, dec, first_row=part.first_row)
+                store.write_part(
+                    layout.cutouts, schema, batches, receipts=receipts, part=part.number, first_row=part.first_row
+                )
+            bar.update(part.rows)
+    store.commit_parts(layout.cutouts, schema, receipts=receipts, parts=len(parts), plan=f"ingest-{info.fingerprint}")
+
+
+def _source_batches(
+    info: ShelfInfo, catalogue: Catalogue, tile_names: npt.NDArray[np.str_], schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    for start in range(0, len(catalogue), SOURCES_PER_BATCH):
+        here = slice(start, min(start + SOURCES_PER_BATCH, len(catalogue)))
+        columns = {
+            "row": np.arange(here.start, here.stop),
+            "source_id": pa.array(catalogue.source_id[here].astype(str)),
+            "ra_deg": catalogue.ra_deg[here],
+            "dec_deg": catalogue.dec_deg[here],
+            "healpix29": catalogue.healpix29[here],
+            "tile": pa.array(tile_names[here]),
+            "object_class": pa.array(catalogue.object_class[here]),
+            "flags": catalogue.flags[here],
+            "ebv": catalogue.ebv[here],
+            "size_arcsec": catalogue.size_arcsec[here],
+            "z_reference": catalogue.z_reference[here],
+        }
+        for b, band in enumerate(info.band_names):
+            columns[f"flux_{band}"] = catalogue.flux_ujy[here, b]
+            columns[f"flux_error_{band}"] = catalogue.flux_error_ujy[here, b]
+            columns[f"state_{band}"] = catalogue.state[here, b]
+        yield pa.RecordBatch.from_arrays([pa.array(columns[field.name]) for field in schema], schema=schema)
+
+
+def _write_sources(
+    layout: Layout, info: ShelfInfo, catalogue: Catalogue, tiles: list[Tile], tile_of: npt.NDArray[np.int64]
+) -> None:
+    names = np.array([*(tile.name for tile in tiles), ""])[tile_of]  # -1 takes the last, no name
+    schema = store.sources_schema(info.band_names)
+    receipts = layout.work("ingest") / "sources"
+    batches = _source_batches(info, catalogue, names, schema)
+    store.write_part(layout.sources, schema, batches, receipts=receipts, part=0, first_row=0)
+    store.commit_parts(layout.sources, schema, receipts=receipts, parts=1, plan=f"ingest-{info.fingerprint}")
+
+
+def _fill(layout: Layout, survey: Survey, paths: TilePaths, *, mark: str, part_rows: int, progress: bool) -> None:
+    """Write shelf.toml, cutouts and sources, as far as an earlier run has not."""
+    catalogue = catalogues.read(survey)
+    tiles = [mosaic.open_tile(survey, name, bands) for name, bands in paths.items()]
+    catalogue, tiles, tile_of = _order(catalogue, tiles)
+    if layout.info_file.is_file():
+        info = layout.read_info()
+    else:
+        info = describe(survey, catalogue, tiles, fingerprint=mark)
+        layout.write_info(info)
+    if info.has_images and store.count_rows(layout.cutouts) < len(catalogue):
+        _write_cutouts(layout, info, catalogue, tiles, tile_of, part_rows=part_rows, progress=progress)
+    _write_sources(layout, info, catalogue, tiles, tile_of)
+    shutil.rmtree(layout.work("ingest"), ignore_errors=True)
+
+
+def _write_labels(layout: Layout, survey: Survey) -> tuple[labels.MergedLabels, pa.Table]:
+    """Rewrite labels.lance; returns the labels and the sources' columns (without positions and photometry)."""
+    states = [f"state_{name}" for name in survey.band_names]
+    columns = ["source_id", "ra_deg", "dec_deg", "object_class", "tile", "flags", *states]
+    sources = store.open_table(layout.sources).to_table(columns=columns)
+    merged = labels.build(
+        survey,
+        np.asarray(sources["source_id"].to_numpy(), dtype=np.bytes_),
+        sources["ra_deg"].to_numpy(),
+        sources["dec_deg"].to_numpy(),
+        np.asarray(sources["object_class"].to_numpy(), dtype=str),
+    )
+    store.replace_table(layout.labels, merged.table)
+    return merged, sources
+
+
+def ingest(survey_file: Path, shelf: Path, *, part_rows: int = 4096, progress: bool = False) -> IngestReport:
+    """Make the shelf of a survey file, or finish one that was interrupted.
+
+    Raises `BadInput` for whatever is wrong in the survey file and what it names, and `Conflict` for a shelf that was
+    made from something else or that another process is writing. Memory is bounded by the catalogue, one mosaic and
+    `part_rows` cutouts.
+    """
+    started = time.perf_counter()
+    if shelf.exists() and not shelf.is_dir():
+        raise BadInput(f"{shelf} is a file: expected the folder of a shelf, or none yet")
+    survey = surveys.load(survey_file)
+    paths = mosaic.find_tiles(survey)
+    mark = fingerprint(survey, paths)
+    layout = Layout(shelf)
+    if layout.info_file.is_file() and layout.read_info().fingerprint != mark:
+        raise Conflict(
+            f"{shelf} was made from another catalogue, survey file or set of images than {survey_file}; "
+            "adding to a shelf is not possible yet: ingest into a new folder"
+        )
+    with _alone(layout):
+        finished = layout.info_file.is_file() and store.count_rows(layout.sources) > 0
+        if not finished:
+            _fill(layout, survey, paths, mark=mark, part_rows=part_rows, progress=progress)
+        merged, sources = _write_labels(layout, survey)
+    occupied = set(sources["tile"].unique().to_pylist())
+    source_id = sources["source_id"].to_numpy()
+    states = {
+        name: {state.name.lower(): int((sources[f"state_{name}"].to_numpy() == state).sum()) for state in State}
+        for name in survey.band_names
+    }
+    return IngestReport(
+        survey=survey.survey.name,
+        sources=len(sources),
+        labelled=len(merged.table),
+        states=states,
+        tiles=len(paths),
+        empty_tiles=tuple(name for name in paths if name not in occupied),
+        sources_on_no_tile=int((sources["flags"].to_numpy() & store.FLAG_NO_TILE != 0).sum()),
+        labels=merged.sections,
+        disagreements=tuple(source_id[merged.disagreeing_rows].tolist()),
+        labels_only=finished,
+        seconds=time.perf_counter() - started,
+    )

@@ -1,0 +1,343 @@
+"""Ingest end to end: two tiles, three bands, a real kill, and everything a survey can get wrong."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+import tomli_w
+from astropy.io import fits
+from astropy.table import Table
+from astropy.wcs import WCS
+from filelock import FileLock
+
+from redshelf.indexing import store
+from redshelf.indexing.layout import Layout
+from redshelf.models.bands import State
+from redshelf.models.errors import BadInput, Conflict
+from redshelf.service.ingest import IngestReport, ingest, plan
+
+SCALE, SHAPE, CUTOUT = 0.2, (160, 220), 16
+BANDS = ("g", "r", "z")
+DATA = Path(os.environ.get("REDSHELF_DATA", "/nowhere"))
+
+
+def tile_wcs(number: int) -> WCS:
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval = [150.0 + number * (SHAPE[1] - 40) * SCALE / 3600, 2.0]
+    wcs.wcs.crpix = [(SHAPE[1] + 1) / 2, (SHAPE[0] + 1) / 2]
+    wcs.wcs.cd = np.array([[-SCALE, 0], [0, SCALE]]) / 3600
+    return wcs
+
+
+def write_survey(folder: Path, *, sources: int = 60, labels: bool = True) -> Path:
+    """Tiles t0 and t1 in g and r, t0 alone in z (all NaN), t2 without sources; three sources lie on no tile."""
+    rng = np.random.default_rng(4)
+    for band in BANDS:
+        for tile in range(3):
+            if band == "z" and tile > 0:
+                continue
+            image = rng.normal(0, 0.1, SHAPE).astype(np.float32)
+            if band == "z":
+                image[:] = np.nan
+            path = folder / "mosaics" / band / f"t{tile}.fits"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fits.PrimaryHDU(image, tile_wcs(10 if tile == 2 else tile).to_header()).writeto(path)
+    inside = [
+        tile_wcs(n % 2).all_pix2world([rng.uniform(5, [SHAPE[1] - 5, SHAPE[0] - 5])], 0)[0] for n in range(sources - 3)
+    ]
+    sky = np.array([*inside, [150.0, 3.0], [10.0, -40.0], [151.0, 2.0]])
+    table = Table({"id": [f"s{n}" for n in range(sources)], "ra": sky[:, 0], "dec": sky[:, 1]})
+    for band in BANDS:
+        table[f"f_{band}"], table[f"e_{band}"] = rng.normal(2, 1, sources), np.full(sources, 0.1)
+    table["f_r"][::2] = np.nan  # absent for half of the sources
+    table["z"] = np.where(np.arange(sources) % 3 == 0, rng.uniform(0.1, 1, sources), -99)
+    table.write(folder / "catalogue.fits")
+    document = {
+        "survey": {"name": "toy", "pixel_scale_arcsec": SCALE, "cutout_px": CUTOUT},
+        "catalogue": {"path": "catalogue.fits", "id": "id", "ra": "ra", "dec": "dec"},
+        "bands": [
+            {
+                "name": b, "wavelength_nm": 500, "flux": f"f_{b}", "flux_error": f"e_{b}", "unit": "uJy",
+                "image": "mosaics/{band}/{tile}.fits", "psf_fwhm_arcsec": 0.7,
+            }
+            for b in BANDS
+        ],
+    }  # fmt: skip
+    if labels:
+        document["labels"] = [{"survey": "own", "z": "z"}]  # type: ignore[list-item]
+    (folder / "survey.toml").write_text(tomli_w.dumps(document))
+    return folder / "survey.toml"
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def cutout_arrays(shelf: Path) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_], npt.NDArray[np.int8]]:
+    table = store.open_table(Layout(shelf).cutouts).to_table()
+    shape = (-1, len(BANDS), CUTOUT, CUTOUT)
+    bad = np.unpackbits(store.list_values(table["mask"]), axis=1, count=len(BANDS) * CUTOUT**2)
+    return (
+        store.list_values(table["pixels"]).reshape(shape),
+        bad.reshape(shape).astype(bool),
+        store.list_values(table["state"]),
+    )
+
+
+def columns_of(path: Path) -> dict[str, npt.NDArray[Any]]:
+    table = store.open_table(path).to_table()
+    fixed = {f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)}
+    return {n: store.list_values(table[n]) if n in fixed else table[n].to_numpy() for n in table.column_names}
+
+
+def assert_same_rows(shelf: Path, other: Path) -> None:
+    for name in ("sources", "cutouts", "labels"):
+        found, expected = columns_of(Layout(shelf).table(name)), columns_of(Layout(other).table(name))
+        assert found.keys() == expected.keys()
+        for column, values in expected.items():
+            np.testing.assert_array_equal(found[column], values, err_msg=f"{name}.{column}")
+
+
+@pytest.fixture(scope="module")
+def survey_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_survey(tmp_path_factory.mktemp("survey"))
+
+
+@pytest.fixture(scope="module")
+def ingested(survey_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, IngestReport]:
+    shelf = tmp_path_factory.mktemp("shelf") / "s"
+    return shelf, ingest(survey_file, shelf, part_rows=8)
+
+
+def test_a_plan_covers_every_row_once_and_never_mixes_tiles() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        tile_of = np.repeat(np.array([3, 0, 7, -1]), rng.integers(0, 30, 4))
+        parts = plan(tile_of, int(rng.integers(1, 12)))
+        rows = [row for part in parts for row in range(part.first_row, part.first_row + part.rows)]
+        assert rows == list(range(len(tile_of))) and [p.number for p in parts] == list(range(len(parts)))
+        assert all(set(tile_of[p.first_row : p.first_row + p.rows]) == {p.tile} for p in parts)
+
+
+def test_the_report_says_what_there_is(ingested: tuple[Path, IngestReport]) -> None:
+    report = ingested[1]
+    assert (report.sources, report.tiles, report.empty_tiles, report.sources_on_no_tile) == (60, 3, ("t2",), 3)
+    assert report.labelled == 20 and report.labels[0].bad_z == 40 and not report.labels_only
+    assert report.states["r"]["not_observed"] == 30 and report.states["g"]["not_observed"] == 0
+
+
+def test_shelf_toml_holds_measured_noise_and_depth(ingested: tuple[Path, IngestReport]) -> None:
+    info = Layout(ingested[0]).read_info()
+    np.testing.assert_allclose([b.noise_ujy for b in info.bands], [0.1, 0.1, np.nan], rtol=0.02)
+    np.testing.assert_allclose([b.depth_ab for b in info.bands], 23.9 - 2.5 * np.log10(0.3), rtol=1e-6)
+    assert info.cutout_px == CUTOUT and info.bands[0].psf_fwhm_arcsec == 0.7
+
+
+def test_rows_are_positions_ordered_by_tile_then_by_sky(ingested: tuple[Path, IngestReport]) -> None:
+    table = store.open_table(Layout(ingested[0]).sources).to_table()
+    assert table["row"].to_pylist() == list(range(60))
+    tiles = table["tile"].to_pylist()
+    assert tiles == sorted(tiles, key=["t0", "t1", ""].index) or tiles == sorted(tiles, key=["t1", "t0", ""].index)
+    for tile in ("t0", "t1", ""):
+        assert (
+            np.diff([h for h, t in zip(table["healpix29"].to_pylist(), tiles, strict=True) if t == tile]) >= 0
+        ).all()
+    flags = np.array(table["flags"].to_pylist())
+    assert (flags[-3:] == store.FLAG_NO_TILE).all() and not flags[:-3].any() and tiles[-3:] == ["", "", ""]
+
+
+def test_cutouts_are_the_mosaics_pixels_in_noise_units(survey_file: Path, ingested: tuple[Path, IngestReport]) -> None:
+    shelf = ingested[0]
+    pixels, bad, state = cutout_arrays(shelf)
+    table = store.open_table(Layout(shelf).sources).to_table()
+    for row in range(57):
+        tile = table["tile"][row].as_py()
+        image = fits.getdata(survey_file.parent / "mosaics" / "g" / f"{tile}.fits")
+        wcs = tile_wcs(int(tile[1]))
+        x, y = np.rint(wcs.all_world2pix([[table["ra_deg"][row].as_py(), table["dec_deg"][row].as_py()]], 0)[0]).astype(
+            int
+        )
+        noise = Layout(shelf).read_info().bands[0].noise_ujy
+        np.testing.assert_allclose(pixels[row, 0, CUTOUT // 2, CUTOUT // 2], image[y, x] / noise, rtol=2e-3, atol=1e-4)
+        assert not bad[row, 0, CUTOUT // 2, CUTOUT // 2]
+    assert np.isfinite(pixels).all()
+    assert bad[-3:].all() and (state[-3:] == State.NOT_OBSERVED).all()  # on no tile
+    assert bad[:, 2].all() and (state[:, 2] == State.NOT_OBSERVED).all()  # z is NaN in t0 and absent in t1
+
+
+def test_sources_carry_the_catalogue(survey_file: Path, ingested: tuple[Path, IngestReport]) -> None:
+    catalogue = Table.read(survey_file.parent / "catalogue.fits")
+    table = store.open_table(Layout(ingested[0]).sources).to_table()
+    row_of = {s: n for n, s in enumerate(table["source_id"].to_pylist())}
+    order = [row_of[s] for s in catalogue["id"]]
+    np.testing.assert_allclose(table["flux_g"].to_numpy()[order], catalogue["f_g"], rtol=1e-6)
+    np.testing.assert_array_equal(table["ra_deg"].to_numpy()[order], catalogue["ra"])
+    labels = store.open_table(Layout(ingested[0]).labels).to_table()
+    expected = {row_of[s]: z for s, z in zip(catalogue["id"], catalogue["z"], strict=True) if z > 0}
+    np.testing.assert_allclose(labels["z_spec"], [expected[r] for r in labels["row"].to_pylist()], rtol=1e-6)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from redshelf.indexing import store
+from redshelf.service.ingest import ingest
+write, left = store.write_part, int(sys.argv[3])
+def counting(*args, **kwargs):
+    global left
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    return write(*args, **kwargs)
+store.write_part = counting
+ingest(Path(sys.argv[1]), Path(sys.argv[2]), part_rows=8)
+"""
+
+
+@pytest.mark.parametrize("parts", [0, 3, 9])  # 9: all cutouts are committed, no source is
+def test_a_killed_ingest_resumes_to_the_same_shelf(
+    survey_file: Path, ingested: tuple[Path, IngestReport], tmp_path: Path, parts: int
+) -> None:
+    shelf = tmp_path / "s"
+    child = subprocess.run([sys.executable, "-c", KILLED, str(survey_file), str(shelf), str(parts)], check=False)
+    assert child.returncode == -signal.SIGKILL
+    receipts = shelf / "work" / "ingest" / "cutouts-8"
+    assert len(store.done_parts(receipts)) == (parts if parts < 9 else 0)
+    report = ingest(survey_file, shelf, part_rows=8)
+    assert not report.labels_only and report.states == ingested[1].states
+    assert_same_rows(shelf, ingested[0])
+
+
+def test_another_part_size_gives_the_same_rows(
+    survey_file: Path, ingested: tuple[Path, IngestReport], tmp_path: Path
+) -> None:
+    ingest(survey_file, tmp_path / "s", part_rows=1000)
+    assert_same_rows(tmp_path / "s", ingested[0])
+
+
+def test_ingesting_again_rewrites_the_labels_only(tmp_path: Path) -> None:
+    path = write_survey(tmp_path / "d")
+    ingest(path, tmp_path / "s")
+    before = store.open_table(Layout(tmp_path / "s").sources).version
+    Table({"id": ["s1", "s2"], "z": [0.5, 0.6]}).write(tmp_path / "d" / "drawn.csv")
+    edit(path, 'survey = "own"', 'survey = "drawn", path = "drawn.csv", id = "id"')
+    report = ingest(path, tmp_path / "s")
+    assert report.labels_only and report.labelled == 2
+    assert store.open_table(Layout(tmp_path / "s").sources).version == before
+
+
+def test_a_shelf_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    path = write_survey(tmp_path / "d")
+    ingest(path, tmp_path / "s")
+    shutil.copytree(tmp_path / "s", tmp_path / "before")
+    edit(path, 'name = "toy"', 'name = "other"')
+    with pytest.raises(Conflict, match="made from another catalogue, survey file or set of images"):
+        ingest(path, tmp_path / "s")
+    edit(path, 'name = "other"', 'name = "toy"')
+    edit(tmp_path / "s" / "shelf.toml", "schema_version = 1", "schema_version = 99")
+    with pytest.raises(BadInput, match="schema version 99, this redshelf reads version 1"):
+        ingest(path, tmp_path / "s")
+    assert_same_rows(tmp_path / "s", tmp_path / "before")
+
+
+def test_two_ingests_at_once_are_refused(survey_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "s" / "work").mkdir(parents=True)
+    with (
+        FileLock(str(tmp_path / "s" / "work" / "ingest.lock")),
+        pytest.raises(Conflict, match="another ingest is writing"),
+    ):
+        ingest(survey_file, tmp_path / "s")
+    assert ingest(survey_file, tmp_path / "s").sources == 60
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("wcs", r"t1\.fits HDU 0 has no celestial WCS"),
+        ("scale", r"t1\.fits: pixel scale 0\.4 x 0\.4"),
+        ("truncated", r"t1\.fits is truncated"),
+        ("duplicate", "'s0' stands more than once"),
+        ("column", "no column 'f_x'; nearest: f_"),
+        ("catalogue", r"catalogue .*absent\.fits does not exist"),
+    ],
+)
+def test_bad_input_is_named_and_leaves_no_shelf(tmp_path: Path, damage: str, says: str) -> None:
+    path = write_survey(tmp_path / "d")
+    image = tmp_path / "d" / "mosaics" / "r" / "t1.fits"
+    if damage == "wcs":
+        fits.PrimaryHDU(np.zeros(SHAPE, np.float32)).writeto(image, overwrite=True)
+    elif damage == "scale":
+        wcs = tile_wcs(1)
+        wcs.wcs.cd = wcs.wcs.cd * 2
+        fits.PrimaryHDU(np.zeros(SHAPE, np.float32), wcs.to_header()).writeto(image, overwrite=True)
+    elif damage == "truncated":
+        image.write_bytes(image.read_bytes()[:20000])
+    elif damage == "duplicate":
+        table = Table.read(tmp_path / "d" / "catalogue.fits")
+        table["id"][1] = "s0"
+        table.write(tmp_path / "d" / "catalogue.fits", overwrite=True)
+    else:
+        edit(path, 'flux = "f_g"', 'flux = "f_x"') if damage == "column" else edit(
+            path, "catalogue.fits", "absent.fits"
+        )
+    with pytest.raises(BadInput, match=says):
+        ingest(path, tmp_path / "s")
+    assert not (tmp_path / "s" / "shelf.toml").exists()
+    with pytest.raises(BadInput, match="is a file"):
+        ingest(path, path)
+
+
+def test_a_catalogue_without_images_makes_a_shelf_without_cutouts(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("id,ra,dec,m,e\n1,10,20,22,.1\n2,11,20,23,.1\n3,359,-80,24,.1\n")
+    document = {
+        "survey": {"name": "flat"},
+        "catalogue": {"path": "c.csv", "id": "id", "ra": "ra", "dec": "dec"},
+        "bands": [{"name": "g", "wavelength_nm": 480, "magnitude": "m", "magnitude_error": "e"}],
+    }
+    (tmp_path / "survey.toml").write_text(tomli_w.dumps(document))
+    report = ingest(tmp_path / "survey.toml", tmp_path / "s")
+    table = store.open_table(Layout(tmp_path / "s").sources).to_table()
+    assert (report.sources, report.labelled, report.tiles, report.sources_on_no_tile) == (3, 0, 0, 0)
+    assert not Layout(tmp_path / "s").cutouts.exists() and not Layout(tmp_path / "s").read_info().has_images
+    assert set(table["tile"].to_pylist()) == {""} and not any(table["flags"].to_pylist())
+    assert (np.diff(table["healpix29"].to_numpy()) > 0).all()
+    assert store.open_table(Layout(tmp_path / "s").labels).count_rows() == 0
+
+
+@pytest.mark.data
+def test_zcosmos_gives_the_baselines_rows_and_its_stars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (DATA / "zcosmost_bright20k.csv").is_file():
+        pytest.skip("$REDSHELF_DATA has no zcosmost_bright20k.csv")
+    monkeypatch.setenv("REDSHELF_DATA", str(DATA))
+    survey = Path(__file__).resolve().parent.parent / "deploy" / "surveys" / "zcosmos.toml"
+    report = ingest(survey, tmp_path / "s")
+    table = store.open_table(Layout(tmp_path / "s").sources).to_table()
+    observed = np.all([table[f"state_{b}"].to_numpy() != State.NOT_OBSERVED for b in "ubgvrizjk"], axis=0)
+    object_class = np.array(table["object_class"].to_pylist())
+    assert report.labelled == report.sources == 10_102
+    assert ((object_class == "galaxy") & observed).sum() == 9_732  # load_zcosmos of baseline.py
+    assert (object_class == "star").sum() == 338  # of 571 secure stars, those with unmasked photometry
+    labels = store.open_table(Layout(tmp_path / "s").labels).to_table()
+    assert labels["object_class"].to_pylist() == object_class[labels["row"].to_numpy()].tolist()
+
+
+@pytest.mark.data
+def test_vvds_deep_gives_the_baselines_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (DATA / "vvds_deep_veryreliable.csv").is_file():
+        pytest.skip("$REDSHELF_DATA has no vvds_deep_veryreliable.csv")
+    monkeypatch.setenv("REDSHELF_DATA", str(DATA))
+    ingest(Path(__file__).resolve().parent.parent / "deploy" / "surveys" / "vvds-deep.toml", tmp_path / "s")
+    table = store.open_table(Layout(tmp_path / "s").sources).to_table()
+    observed = np.all([table[f"state_{b}"].to_numpy() != State.NOT_OBSERVED for b in "ugriz"], axis=0)
+    assert ((np.array(table["object_class"].to_pylist()) == "galaxy") & observed).sum() == 4_672
