@@ -114,7 +114,7 @@ def _image(path: Path, hdu: int | None) -> Iterator[tuple[Any, int, Any]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)  # what matters of it is checked below
         try:
-            with fits.open(path, memmap=True) as units:
+            with fits.open(path, memmap=False) as units:
                 numbers = [n for n, u in enumerate(units) if u.is_image and u.shape] if hdu is None else [hdu]
                 if not numbers or numbers[0] >= len(units) or len(units[numbers[0]].shape) != 2:
                     raise BadInput(

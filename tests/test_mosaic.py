@@ -121,6 +121,16 @@ def test_the_first_image_is_taken_behind_an_empty_primary_hdu(tmp_path: Path) ->
     np.testing.assert_array_equal(mosaic.read_box(found, (5, 9), (20, 50))[0], image[5:9, 20:50])
 
 
+def test_pixels_stored_as_scaled_integers_are_read_in_their_unit(tmp_path: Path) -> None:
+    image = np.arange(2000, dtype=np.float32).reshape(40, 50) / 10
+    unit = fits.PrimaryHDU(image.copy(), wcs_at(150, 2, (40, 50)).to_header())
+    unit.scale("int16", bscale=0.1, bzero=100)
+    (tmp_path / "m/g").mkdir(parents=True)
+    unit.writeto(tmp_path / "m/g/a.fits")
+    pixels, _, _ = mosaic.read_box(opened(tmp_path, image_zero_point=23.9), (5, 20), (3, 30))
+    assert pixels == pytest.approx(image[5:20, 3:30], abs=0.051)
+
+
 def test_weight_and_mask_are_read_in_matching_units_and_must_match_in_shape(tmp_path: Path) -> None:
     shape = (40, 50)
     write(tmp_path / "m/g/a.fits", np.ones(shape, np.float32), wcs_at(150, 2, shape))
