@@ -51,8 +51,9 @@ def open_columns(folder: Path) -> Columns:
 
 def row_of(columns: Columns, source_id: str) -> int | None:
     """The row of a source id, None where it is unknown."""
-    wanted = np.bytes_(source_id.encode("ascii", "replace"))
-    position = int(np.searchsorted(columns["ids_sorted"], wanted))
-    if position < len(columns["ids_sorted"]) and columns["ids_sorted"][position] == wanted:
+    wanted = source_id.encode("ascii", "replace")
+    position = int(np.searchsorted(columns["ids_sorted"], np.bytes_(wanted)))
+    # compared as Python bytes: numpy takes "a\0" for "a"
+    if position < len(columns["ids_sorted"]) and bytes(columns["ids_sorted"][position]) == wanted:
         return int(columns["ids_order"][position])
     return None

@@ -99,7 +99,7 @@ def stamp_px(sources: Sources, flux_ratio: Floats) -> npt.NDArray[np.int64]:
     peak = (disk + bulge) * (MOFFAT_BETA - 1) / (np.pi * alpha**2) / FAINTEST
     wings = alpha * np.sqrt(np.maximum(peak, 1.0) ** (1 / MOFFAT_BETA) - 1)
     radius = np.maximum(np.maximum(exponential, vaucouleurs) + 4.0, wings)
-    return 2 * np.ceil(np.clip(radius, STAMP_PX[0] / 2, STAMP_PX[1] / 2)).astype(np.int64)
+    return np.asarray(2 * np.ceil(np.clip(radius, STAMP_PX[0] / 2, STAMP_PX[1] / 2)), dtype=np.int64)
 
 
 def models(scene: Scene, tile: Tile) -> Image:
@@ -120,7 +120,7 @@ def models(scene: Scene, tile: Tile) -> Image:
     for n in np.nonzero(touches & (scene.row >= 0))[0]:
         width, x0, y0 = int(size[n]), int(left[n]), int(low[n])
         offset = (scene.x_px[n] - x0 - (width - 1) / 2, scene.y_px[n] - y0 - (width - 1) / 2)
-        shapes = None if scene.sources.star[n] else _shapes(scene.sources, n)
+        shapes = None if scene.sources.star[n] else _shapes(scene.sources, int(n))
         for b, blur in enumerate(blurs):
             if shapes is None:
                 profile = blur * disk[n, b]

@@ -172,7 +172,7 @@ def build() -> ColourTable:
 
 def cache_file() -> Path:
     """Where the table is kept: its name holds everything that the table depends on."""
-    recipe = [version("pz-rail-base"), version("speclite"), *(band.filter for band in BANDS.values())]
+    recipe: list[object] = [version("pz-rail-base"), version("speclite"), *(band.filter for band in BANDS.values())]
     recipe += [STEP, SHIFT, Z_MAX, REST_ANGSTROM, OBSERVED_ANGSTROM, DUST_EBV.tolist(), LINES_ANGSTROM.tolist(), 1]
     key = hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -47,19 +47,19 @@ class Band:
             raise BadInput(f"band {self.name}: wavelength_nm={self.wavelength_nm}: expected 10 to 1e6 nanometres")
 
 
-def flux_to_ab(flux_ujy: npt.ArrayLike) -> Floats:
+def flux_to_ab(flux_ujy: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """AB magnitude of a flux in microjansky; NaN where the flux is not positive."""
     flux = np.asarray(flux_ujy, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(flux > 0, AB_ZERO_POINT_UJY - 2.5 * np.log10(flux), np.nan)
 
 
-def ab_to_flux(magnitude_ab: npt.ArrayLike) -> Floats:
+def ab_to_flux(magnitude_ab: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Flux in microjansky of an AB magnitude."""
     return np.asarray(10.0 ** (-0.4 * (np.asarray(magnitude_ab, dtype=np.float64) - AB_ZERO_POINT_UJY)))
 
 
-def asinh_magnitude(flux_ujy: npt.ArrayLike, softening_ujy: npt.ArrayLike) -> Floats:
+def asinh_magnitude(flux_ujy: npt.ArrayLike, softening_ujy: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Asinh magnitude (Lupton, Gunn & Szalay 1999): finite for zero and negative flux, AB for bright sources.
 
     `softening_ujy`: the flux at which it leaves the logarithm, usually the 1-sigma limit; broadcasts with the flux.
