@@ -1,0 +1,51 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each builds .venv by itself; all it needs is Python 3.11.
+PYTHON ?= python3.11
+EXTRA ?= cpu
+SERVE ?= 1
+DEMO_DIR ?= demo
+export OMP_NUM_THREADS ?= 2
+# the real catalogues and images, when they lie beside the checkout
+ifneq ($(wildcard ../shared/data/README.md),)
+export REDSHELF_DATA ?= $(abspath ../shared/data)
+endif
+BIN := .venv/bin
+STAMP := .venv/.installed-$(EXTRA)
+
+.PHONY: venv demo test check format bench torture clean
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml deploy/lock-$(EXTRA).txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c deploy/lock-$(EXTRA).txt -e ".[$(EXTRA),sim,dev]"
+	touch $@
+
+demo: venv
+	$(BIN)/redshelf demo --dir $(DEMO_DIR) $(if $(filter 0,$(SERVE)),--no-serve,)
+
+check: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q -m "not slow" -p no:cacheprovider
+
+test: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q -ra
+
+format: venv
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: venv
+	$(BIN)/python benchmarks/real_zcosmos.py
+	$(BIN)/python benchmarks/real_hsc.py
+
+# full counts of kills and fuzz cases, which `test` runs in small
+torture: venv
+	REDSHELF_TORTURE=1 $(BIN)/pytest -q -ra
+
+clean:
+	rm -rf .venv build dist redshelf.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,148 @@
+"""One question from the terminal, put to a shelf on disk or to a server: the same answer either way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from redshelf.models.errors import BadInput, Conflict, NotFound, RedshelfError
+from redshelf.service.answers import NeighboursAnswer, RedshiftAnswer
+
+if TYPE_CHECKING:
+    from redshelf.service.shelf import OpenEncoder
+    from redshelf.service.upload import Cutout
+
+TIMEOUT_S = 120  # the first upload makes the server load torch and the weights
+ERRORS: dict[int, type[RedshelfError]] = {404: NotFound, 409: Conflict, 422: BadInput}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One of `source_id`, `position` (RA, Dec in degrees) and `cutout`; `bands` and `unit` go with a cutout."""
+
+    source_id: str | None = None
+    position: tuple[float, float] | None = None
+    cutout: Path | None = None
+    bands: str | None = None
+    unit: Literal["uJy", "noise"] = "uJy"
+
+
+class Asked(Protocol):
+    """What both ways of asking offer."""
+
+    def neighbours(self, question: Question, *, encoder: str | None, k: int) -> NeighboursAnswer: ...
+    def redshift(self, question: Question, *, encoder: str | None, estimator: str | None) -> RedshiftAnswer: ...
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise NotFound(f"cutout {path} does not exist")
+    return path.read_bytes()
+
+
+class OnDisk:
+    """Asks the newest generation of a shelf in this process."""
+
+    def __init__(self, root: Path) -> None:
+        from redshelf.service.shelf import open_shelf
+
+        self.shelf = open_shelf(root)
+
+    def _id(self, question: Question) -> str:
+        from redshelf.service.search import nearest_source
+
+        if question.position is not None:
+            return nearest_source(self.shelf, *question.position)
+        assert question.source_id is not None  # the command line takes exactly one of the three
+        return question.source_id
+
+    def _cutout(self, question: Question, encoder: str | None) -> tuple[OpenEncoder, Cutout]:
+        from redshelf.service import upload
+
+        assert question.cutout is not None
+        chosen = upload.pixel_encoder(self.shelf, encoder)
+        bands = tuple(name.strip() for name in question.bands.split(",")) if question.bands else None
+        return chosen, upload.read(_read(question.cutout), self.shelf.info, bands=bands, unit=question.unit)
+
+    def neighbours(self, question: Question, *, encoder: str | None, k: int) -> NeighboursAnswer:
+        from redshelf.service import search, upload
+
+        if question.cutout is None:
+            return search.neighbours(self.shelf, self._id(question), encoder=encoder, k=k)
+        chosen, cutout = self._cutout(question, encoder)
+        vector = upload.embed(chosen, cutout, self.shelf.info)
+        return search.neighbours_of_vector(
+            self.shelf, vector, encoder=chosen.name, k=k, bands_missing=cutout.bands_missing
+        )
+
+    def redshift(self, question: Question, *, encoder: str | None, estimator: str | None) -> RedshiftAnswer:
+        from redshelf.service import redshift, upload
+
+        if question.cutout is None:
+            return redshift.redshifts(self.shelf, [self._id(question)], encoder=encoder, estimator=estimator)[0]
+        chosen, cutout = self._cutout(question, encoder)
+        vector = upload.embed(chosen, cutout, self.shelf.info)
+        return redshift.redshift_of_vector(
+            self.shelf, vector, encoder=chosen.name, estimator=estimator, bands_missing=cutout.bands_missing
+        )
+
+
+class OverHttp:
+    """Asks a running server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def _call(self, method: str, route: str, **kwargs: Any) -> Any:
+        import httpx
+
+        try:
+            response = httpx.request(method, self.url + route, timeout=TIMEOUT_S, **kwargs)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise RedshelfError(f"cannot ask {self.url}: {error}") from error
+        try:
+            document = response.json()
+        except ValueError as error:
+            raise RedshelfError(f"{self.url}{route} answered {response.status_code}, and no JSON") from error
+        if response.status_code != 200:
+            kind = ERRORS.get(response.status_code, RedshelfError)
+            raise kind(document.get("detail", f"{self.url}{route} answered {response.status_code}"))
+        return document
+
+    def _upload(self, question: Question) -> dict[str, Any]:
+        assert question.cutout is not None
+        form = {"unit": question.unit} | ({"bands": question.bands} if question.bands else {})
+        return {"files": {"file": (question.cutout.name, _read(question.cutout))}, "data": form}
+
+    def _ask(self, question: Question, *, encoder: str | None, k: int) -> Any:
+        from urllib.parse import quote
+
+        parameters = {"k": k} | ({"encoder": encoder} if encoder else {})
+        if question.cutout is not None:
+            return self._call("POST", "/v1/cutouts/neighbours", params=parameters, **self._upload(question))
+        if question.position is not None:
+            ra, dec = question.position
+            body = {**parameters, "position": {"ra_deg": ra, "dec_deg": dec}}
+            return self._call("POST", "/v1/neighbours", json=body)
+        return self._call("GET", f"/v1/sources/{quote(str(question.source_id), safe='')}/neighbours", params=parameters)
+
+    def neighbours(self, question: Question, *, encoder: str | None, k: int) -> NeighboursAnswer:
+        return NeighboursAnswer.model_validate(self._ask(question, encoder=encoder, k=k))
+
+    def redshift(self, question: Question, *, encoder: str | None, estimator: str | None) -> RedshiftAnswer:
+        from urllib.parse import quote
+
+        chosen = {"encoder": encoder, "estimator": estimator}
+        parameters = {name: value for name, value in chosen.items() if value}
+        if question.cutout is not None:
+            document = self._call("POST", "/v1/cutouts/redshift", params=parameters, **self._upload(question))
+        else:
+            source_id = question.source_id or self._ask(question, encoder=None, k=1)["query"]
+            document = self._call("GET", f"/v1/sources/{quote(source_id, safe='')}/redshift", params=parameters)
+        return RedshiftAnswer.model_validate(document)
+
+
+def open_asked(shelf: Path, url: str | None) -> Asked:
+    """The server at `url`, else the shelf on disk."""
+    return OverHttp(url) if url else OnDisk(shelf)

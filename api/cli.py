@@ -1,0 +1,167 @@
+"""The command line: `redshelf COMMAND ...`. Only arguments are here; `commands.py` does the work.
+
+Nothing heavy is imported before a command runs, so that `redshelf --help` answers at once. Exit status: 0 done,
+1 failed (one line on stderr), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from redshelf.models.errors import RedshelfError
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"redshelf {version('redshelf')}")
+        except PackageNotFoundError:
+            print("redshelf, not installed: run from a checkout")
+        parser.exit(0)
+
+
+def _parent(*, json: bool = True) -> argparse.ArgumentParser:
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("--shelf", type=Path, metavar="DIR", help="the shelf's folder [shelf, or $REDSHELF_SHELF]")
+    parent.add_argument("--settings", type=Path, metavar="FILE", help="redshelf.toml [$REDSHELF_SETTINGS]")
+    if json:
+        parent.add_argument("--json", action="store_true", help="print JSON")
+    return parent
+
+
+def _training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", required=True, help="name of the new encoder: lower case, digits, - and _")
+    parser.add_argument("--max-seconds", type=float, metavar="S", help="stop after this time")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _question(parser: argparse.ArgumentParser) -> None:
+    asked = parser.add_argument_group("the question, one of")
+    asked.add_argument("--id", dest="source_id", help="a source of the survey")
+    asked.add_argument("--ra", type=float, help="degrees, with --dec")
+    asked.add_argument("--dec", type=float, help="degrees")
+    asked.add_argument("--cutout", type=Path, metavar="FILE", help="FITS (an HDU a band, or a cube), .npy or .npz")
+    parser.add_argument("--bands", help="comma-separated bands of the planes of a cube or array")
+    parser.add_argument("--unit", choices=("uJy", "noise"), default="uJy", help="of the cutout's pixels [uJy]")
+    parser.add_argument("--url", help="ask this server instead of the shelf on disk, e.g. http://127.0.0.1:8000")
+    parser.add_argument("--encoder", help="embedding space [the shelf's default]")
+
+
+def _address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", help="address to listen on [127.0.0.1]")
+    parser.add_argument("--port", type=int, help="[8000]")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="redshelf", description="Which galaxies look like this one, and how far away is it?"
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    shelf = _parent()
+
+    def add(name: str, text: str, parent: argparse.ArgumentParser | None = None) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[parent or shelf])
+
+    p = commands.add_parser("simulate", help="write a survey as a telescope would", description="Write a survey.")
+    p.add_argument("folder", type=Path, metavar="DIR")
+    p.add_argument("--sources", type=int, default=4000, metavar="N", help="[4000]")
+    p.add_argument("--bands", default="u,g,r,i,z,y", help="comma-separated [u,g,r,i,z,y]")
+    p.add_argument(
+        "--scenario", choices=("s0", "s1"), default="s1", help="labels: s0 representative, s1 by brightness [s1]"
+    )
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--catalogue-only", action="store_true", help="no images")
+    p.add_argument("--json", action="store_true", help="print JSON")
+
+    p = add("ingest", "read a survey's catalogue and images into the shelf; resumable")
+    p.add_argument("survey", type=Path, metavar="SURVEY.toml")
+
+    p = add("pretrain", "train an encoder on the shelf's own cutouts, without labels; resumable")
+    p.add_argument("--objective", choices=("masked",), default="masked")
+    p.add_argument("--size", default="tiny", help="of the transformer [tiny]")
+    p.add_argument("--steps", type=int, metavar="N", help="stop after so many batches")
+    _training(p)
+
+    p = add("train", "train an encoder on the labelled sources; resumable")
+    p.add_argument("--model", choices=("network",), default="network", help="network: on photometry")
+    _training(p)
+
+    p = add("embed", "a vector for every source; resumable")
+    p.add_argument("--encoder", required=True)
+    p.add_argument("--weights", type=Path, metavar="DIR", help="an encoder's folder from elsewhere")
+
+    p = add("index", "build and measure the search index of an embedding")
+    p.add_argument("--encoder", required=True)
+
+    p = add("fit", "fit the redshift estimators on an embedding")
+    p.add_argument("--encoder", required=True, metavar="NAME[+photometry]")
+
+    p = add("publish", "freeze and check what there is as a new generation")
+    p.add_argument("--default-encoder", metavar="NAME")
+    p.add_argument("--default-estimator", metavar="NAME")
+
+    p = add("serve", "serve HTTP and the page", _parent(json=False))
+    _address(p)
+
+    p = add("search", "sources that look like one, and how far away it is")
+    _question(p)
+    p.add_argument("-k", type=int, default=10, help="how many [10]")
+
+    p = add("redshift", "how far away one source is")
+    _question(p)
+    p.add_argument("--estimator", help="[the shelf's default]")
+
+    add("check", "compare every file of the newest generation with its checksum")
+    add("status", "what the shelf has, and what is missing")
+
+    p = commands.add_parser(
+        "demo", help="all of it on a small simulated survey, then serve", description="The whole way."
+    )
+    p.add_argument("--dir", type=Path, default=Path("demo"), help="a new folder [demo]")
+    p.add_argument("--sources", type=int, metavar="N")
+    p.add_argument("--serve", action=argparse.BooleanOptionalAction, default=True, help="serve at the end [yes]")
+    p.add_argument("--json", action="store_true", help="print JSON")
+    _address(p)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if hasattr(arguments, "source_id"):
+        position = None not in (arguments.ra, arguments.dec)
+        if (arguments.ra is None) != (arguments.dec is None):
+            parser.error("--ra and --dec go together")
+        if (arguments.source_id is not None) + position + (arguments.cutout is not None) != 1:
+            parser.error("ask about exactly one of --id, --ra with --dec, and --cutout")
+    from redshelf.api import commands
+
+    try:
+        status = commands.RUN[arguments.command](arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read our output has seen enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (RedshelfError, OSError) as error:
+        print(f"redshelf {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"redshelf {arguments.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

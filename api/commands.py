@@ -1,0 +1,235 @@
+"""What each command of `cli.py` does: read the settings, call one service, print its answer, return the exit status."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redshelf.models.errors import RedshelfError
+
+if TYPE_CHECKING:
+    from redshelf.api.ask import Question
+    from redshelf.models.training import Report
+    from redshelf.service.settings import Settings
+
+
+def _settings(arguments: Namespace) -> Settings:
+    from redshelf.service import settings
+
+    given = {name: getattr(arguments, name, None) for name in ("shelf", "host", "port")}
+    return settings.load(getattr(arguments, "settings", None), **given)
+
+
+def _shelf(arguments: Namespace) -> Path:
+    return _settings(arguments).shelf
+
+
+def _progress() -> bool:
+    return sys.stderr.isatty()
+
+
+def _report(values: Any, arguments: Namespace) -> int:
+    from redshelf.api import show
+
+    print(show.facts(values, as_json=arguments.json))
+    return 0
+
+
+def simulate(arguments: Namespace) -> int:
+    from redshelf.indexing.simulate import simulate
+
+    written = simulate(
+        arguments.folder,
+        sources=arguments.sources,
+        bands=tuple(name.strip() for name in arguments.bands.split(",")),
+        scenario=arguments.scenario,
+        seed=arguments.seed,
+        catalogue_only=arguments.catalogue_only,
+        progress=_progress(),
+    )
+    return _report({"survey": written}, arguments)
+
+
+def ingest(arguments: Namespace) -> int:
+    from redshelf.service.ingest import ingest
+
+    return _report(ingest(arguments.survey, _shelf(arguments), progress=_progress()), arguments)
+
+
+def pretrain(arguments: Namespace) -> int:
+    from redshelf.service.pretrain import pretrain
+
+    folder, report = pretrain(
+        _shelf(arguments),
+        name=arguments.name,
+        size=arguments.size,
+        steps=arguments.steps,
+        max_seconds=arguments.max_seconds,
+        seed=arguments.seed,
+        progress=_progress(),
+    )
+    return _trained(folder, report, arguments)
+
+
+def train(arguments: Namespace) -> int:
+    from redshelf.service.pretrain import train_network
+
+    folder, report = train_network(
+        _shelf(arguments),
+        name=arguments.name,
+        max_seconds=arguments.max_seconds,
+        seed=arguments.seed,
+        progress=_progress(),
+    )
+    return _trained(folder, report, arguments)
+
+
+def _trained(folder: Path, report: Report, arguments: Namespace) -> int:
+    name, _, revision = folder.name.rpartition(".")
+    summary = {
+        "encoder": name,
+        "revision": revision,
+        "steps": report.steps,
+        "seconds": report.seconds,
+        "loss": report.loss,
+    }
+    return _report(summary, arguments)
+
+
+def embed(arguments: Namespace) -> int:
+    from redshelf.service.embedding import embed
+
+    revision, rows = embed(
+        _shelf(arguments), encoder=arguments.encoder, weights=arguments.weights, progress=_progress()
+    )
+    return _report({"encoder": arguments.encoder, "revision": revision, "rows": rows}, arguments)
+
+
+def index(arguments: Namespace) -> int:
+    from redshelf.service.embedding import build_index
+
+    revision, recall = build_index(_shelf(arguments), encoder=arguments.encoder)
+    return _report({"encoder": arguments.encoder, "revision": revision, "recall": recall}, arguments)
+
+
+def fit(arguments: Namespace) -> int:
+    from redshelf.api import show
+    from redshelf.service.fit import fit
+
+    report = fit(_shelf(arguments), encoder=arguments.encoder)
+    print(show.facts(report, as_json=True) if arguments.json else show.fit(report))
+    return 0
+
+
+def publish(arguments: Namespace) -> int:
+    from redshelf.service.publish import publish
+
+    found = publish(
+        _shelf(arguments),
+        default_encoder=arguments.default_encoder,
+        default_estimator=arguments.default_estimator,
+    )
+    summary = {
+        "generation": found.number,
+        "sources": found.tables["sources"].rows,
+        "encoders": [encoder.name for encoder in found.encoders],
+        "redshifts": [fit.encoder for fit in found.redshifts],
+        "default_encoder": found.default_encoder,
+        "default_redshift": found.default_redshift,
+        "default_estimator": found.default_estimator,
+        "files": len(found.files),
+    }
+    return _report(summary, arguments)
+
+
+def serve(arguments: Namespace) -> int:
+    from redshelf.api.app import serve
+
+    serve(_settings(arguments))
+    return 0
+
+
+def _question(arguments: Namespace) -> Question:
+    from redshelf.api.ask import Question
+
+    position = None if arguments.ra is None else (arguments.ra, arguments.dec)
+    return Question(arguments.source_id, position, arguments.cutout, arguments.bands, arguments.unit)
+
+
+def search(arguments: Namespace) -> int:
+    from redshelf.api import show
+    from redshelf.api.ask import open_asked
+
+    asked, question = open_asked(_shelf(arguments), arguments.url), _question(arguments)
+    found = asked.neighbours(question, encoder=arguments.encoder, k=arguments.k)
+    if arguments.json:
+        print(found.model_dump_json())
+        return 0
+    print(show.neighbours(found), end="\n\n")
+    try:
+        print(show.redshift(asked.redshift(question, encoder=None, estimator=None)))
+    except RedshelfError as error:  # a shelf without a fit still answers what it was asked
+        print(f"no redshift: {error}")
+    return 0
+
+
+def redshift(arguments: Namespace) -> int:
+    from redshelf.api import show
+    from redshelf.api.ask import open_asked
+
+    asked = open_asked(_shelf(arguments), arguments.url)
+    found = asked.redshift(_question(arguments), encoder=arguments.encoder, estimator=arguments.estimator)
+    print(found.model_dump_json() if arguments.json else show.redshift(found))
+    return 0
+
+
+def check(arguments: Namespace) -> int:
+    import json
+
+    from redshelf.service.publish import check
+
+    faults = check(_shelf(arguments))
+    if arguments.json:
+        print(json.dumps({"faults": faults}))
+    else:
+        print("\n".join(faults) or "all files are as published")
+    return 1 if faults else 0
+
+
+def status(arguments: Namespace) -> int:
+    from redshelf.api import show
+    from redshelf.service.status import status
+
+    found = status(_shelf(arguments))
+    print(show.facts(found, as_json=True) if arguments.json else show.status(found))
+    return 0
+
+
+def demo(arguments: Namespace) -> int:
+    from redshelf.api import show
+    from redshelf.service.demo import demo
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    size = {} if arguments.sources is None else {"sources": arguments.sources}
+    report = demo(arguments.dir, say=say, progress=_progress(), **size)
+    print(show.facts(report, as_json=True) if arguments.json else show.demo(report), flush=True)
+    if arguments.serve:
+        from redshelf.api.app import serve
+
+        settings = _settings(arguments).model_copy(update={"shelf": report.shelf})
+        say(f"the page: http://{settings.host}:{settings.port}/source/{report.source_id}")
+        serve(settings)
+    return 0
+
+
+RUN: dict[str, Callable[[Namespace], int]] = {
+    function.__name__: function
+    for function in (
+        simulate, ingest, pretrain, train, embed, index, fit, publish, serve, search, redshift, check, status, demo
+    )
+}  # fmt: skip

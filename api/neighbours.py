@@ -1,0 +1,70 @@
+"""Similar galaxies: of a source, of a position, of a vector, of an uploaded cutout."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, Form, Query
+
+from redshelf.api.queries import (
+    CutoutForm,
+    InForce,
+    NeighboursBody,
+    NeighboursQuery,
+    NoQuery,
+    Shelf,
+    at_most,
+    band_list,
+)
+from redshelf.service import search, upload
+from redshelf.service.answers import NeighboursAnswer
+
+router = APIRouter(prefix="/v1", tags=["neighbours"])
+
+
+@router.get("/sources/{source_id}/neighbours", response_model=NeighboursAnswer)
+def of_source(
+    source_id: str, query: Annotated[NeighboursQuery, Query()], shelf: Shelf, settings: InForce
+) -> NeighboursAnswer:
+    """The `k` sources nearest to this one in the encoder's space, itself never among them."""
+    at_most("k", query.k, settings.max_k)
+    return search.neighbours(shelf, source_id, encoder=query.encoder, k=query.k, filters=query.filters())
+
+
+@router.post("/neighbours", response_model=NeighboursAnswer)
+def of_query(
+    query: Annotated[NoQuery, Query()], body: NeighboursBody, shelf: Shelf, settings: InForce
+) -> NeighboursAnswer:
+    """The same, of a source by id, of the source at a position, or of a vector of the encoder's space."""
+    at_most("k", body.k, settings.max_k)
+    if body.vector is not None:
+        vector = np.array(body.vector, dtype=np.float32)
+        return search.neighbours_of_vector(shelf, vector, encoder=body.encoder, k=body.k, filters=body.filters())
+    source_id = body.source_id
+    if body.position is not None:
+        at = body.position
+        source_id = search.nearest_source(shelf, at.ra_deg, at.dec_deg, radius_arcsec=at.radius_arcsec)
+    assert source_id is not None  # NeighboursBody holds exactly one of the three
+    return search.neighbours(shelf, source_id, encoder=body.encoder, k=body.k, filters=body.filters())
+
+
+@router.post("/cutouts/neighbours", response_model=NeighboursAnswer)
+def of_cutout(
+    query: Annotated[NeighboursQuery, Query()],
+    form: Annotated[CutoutForm, Form(media_type="multipart/form-data")],
+    shelf: Shelf,
+    settings: InForce,
+) -> NeighboursAnswer:
+    """The sources that look like an uploaded cutout. A cutout larger than the survey's is cut to its centre."""
+    at_most("k", query.k, settings.max_k)
+    chosen = upload.pixel_encoder(shelf, query.encoder)
+    cutout = upload.read(form.file.file.read(), shelf.info, bands=band_list(form.bands), unit=form.unit)
+    return search.neighbours_of_vector(
+        shelf,
+        upload.embed(chosen, cutout, shelf.info),
+        encoder=chosen.name,
+        k=query.k,
+        filters=query.filters(),
+        bands_missing=cutout.bands_missing,
+    )

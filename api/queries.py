@@ -1,0 +1,140 @@
+"""What a request may say: the query parameters, bodies and forms of the routes. Anything else in them is refused.
+
+Every route takes one of these models whole, `NoQuery` where it has no parameters, so that a misspelt parameter is a
+422 and never a silent default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Annotated, Any, Literal, Self
+
+from fastapi import Depends, Request, UploadFile
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from redshelf.indexing.filters import Filters
+from redshelf.models.errors import BadInput
+from redshelf.service.answers import Problem
+from redshelf.service.settings import Settings
+from redshelf.service.shelf import OpenShelf
+
+# for FastAPI(responses=...): what every route may answer instead, as problem+json
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    404: {"model": Problem, "description": "What was named does not exist"},
+    409: {"model": Problem, "description": "The request contradicts what is stored"},
+    422: {"model": Problem, "description": "A value is malformed or out of range"},
+}
+
+
+class Strict(BaseModel):
+    """Unknown names are refused, and so are NaN and infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class NoQuery(Strict):
+    """A route without parameters."""
+
+
+class FilterQuery(Strict):
+    """`indexing.filters.Filters`, name for name; a source without the value never passes."""
+
+    z_min: float | None = Field(None, description="lowest photometric redshift")
+    z_max: float | None = Field(None, description="highest photometric redshift")
+    z_spec_min: float | None = Field(None, description="lowest redshift of a label")
+    z_spec_max: float | None = Field(None, description="highest redshift of a label")
+    mag_band: str | None = Field(None, description="the band of mag_min and mag_max")
+    mag_min: float | None = Field(None, description="brightest AB magnitude")
+    mag_max: float | None = Field(None, description="faintest AB magnitude")
+    ra: float | None = Field(None, description="centre of a cone, degrees; with dec and radius_arcsec")
+    dec: float | None = Field(None, description="centre of a cone, degrees")
+    radius_arcsec: float | None = Field(None, description="radius of the cone")
+    tile: str | None = None
+    observed_band: str | None = Field(None, description="only sources observed in this band")
+    object_class: str | None = Field(None, description="unknown, galaxy, star or agn")
+    labelled_only: bool = Field(False, description="only sources with a label")
+    exclude_radius_arcsec: float | None = Field(None, description="leaves out what lies this near to the query")
+
+    def filters(self) -> Filters:
+        return Filters(**{field.name: getattr(self, field.name) for field in fields(Filters)})
+
+
+class NeighboursQuery(FilterQuery):
+    encoder: str | None = Field(None, description="an embedding space of /v1/shelf; the default one by default")
+    k: int = Field(10, ge=1, le=1000)
+
+
+class RedshiftQuery(Strict):
+    encoder: str | None = Field(None, description="one of `redshifts` of /v1/shelf; the default one by default")
+    estimator: str | None = Field(None, description="one of its `estimators`; the default one by default")
+    pdf: bool = Field(True, description="with the density p(z)")
+
+
+class CutoutQuery(Strict):
+    format: Literal["png", "fits"] = "png"
+    bands: str | None = Field(
+        None, description="comma-separated. png: one (grey) or three (red, green, blue); fits: any; by default all"
+    )
+    stretch: float = Field(
+        3.0, gt=0, le=10_000, description="png: the flux, in noise units, where linear turns into log"
+    )
+
+
+class Position(Strict):
+    ra_deg: float = Field(ge=0, lt=360)
+    dec_deg: float = Field(ge=-90, le=90)
+    radius_arcsec: float = Field(5.0, gt=0, le=3600, description="how far the source may lie from the position")
+
+
+class NeighboursBody(NeighboursQuery):
+    """Exactly one of `source_id`, `position` and `vector` (of the encoder's space)."""
+
+    source_id: str | None = None
+    position: Position | None = None
+    vector: list[float] | None = Field(None, min_length=1, max_length=65_536)
+
+    @model_validator(mode="after")
+    def _one_query(self) -> Self:
+        given = [name for name in ("source_id", "position", "vector") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"expected exactly one of source_id, position and vector, got {' and '.join(given) or 'none'}"
+            )
+        return self
+
+
+class RedshiftsBody(RedshiftQuery):
+    ids: list[str] = Field(min_length=1)
+
+
+class CutoutForm(Strict):
+    """An uploaded cutout. `bands`: comma-separated, for a cube or an array; `unit`: of the pixels."""
+
+    file: UploadFile = Field(description="FITS (an image HDU a band, or a cube), .npy or .npz")
+    bands: str | None = None
+    unit: Literal["uJy", "noise"] = "uJy"
+
+
+async def _shelf(request: Request) -> OpenShelf:
+    shelf: OpenShelf = request.app.state.shelf
+    return shelf
+
+
+async def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+Shelf = Annotated[OpenShelf, Depends(_shelf)]
+InForce = Annotated[Settings, Depends(_settings)]
+
+
+def at_most(name: str, value: int, limit: int) -> None:
+    """`BadInput` where a number passes the limit that this server sets."""
+    if value > limit:
+        raise BadInput(f"{name}={value}: this server takes at most {limit}")
+
+
+def band_list(text: str | None) -> tuple[str, ...] | None:
+    """The names in a comma-separated list, None for none."""
+    return tuple(name.strip() for name in text.split(",")) if text is not None else None

@@ -1,0 +1,161 @@
+"""`redshelf fit`: estimators, shift weights, support and their validation, on one embedding or several together.
+
+Features are the stored vectors of the encoders named (`vit`, `vit+photometry`); labels are galaxies with a
+spectroscopic or grism redshift; the target is every other source that may be given one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from redshelf.indexing import ann, store
+from redshelf.indexing.files import read_json, write_bytes, write_json
+from redshelf.indexing.layout import Layout
+from redshelf.models.errors import BadInput, NotFound
+
+LABEL_KINDS = ("spec", "grism")
+NOT_GALAXIES = ("star", "agn")
+TARGET_ROWS = 50_000  # the shift weights see at most this many targets, drawn at random
+
+
+@dataclass(frozen=True)
+class GalaxyLabels:
+    """Labelled galaxies: `rows` (L,) ascending, `z` (L,)."""
+
+    rows: npt.NDArray[np.int64]
+    z: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What `fit` did: the folder, labels and targets seen, and the model's own report."""
+
+    encoder: str
+    folder: Path
+    labels: int
+    targets: int
+    details: dict[str, Any]
+
+
+def read_labels(layout: Layout) -> GalaxyLabels:
+    """Labels fit to train on: spectroscopic or grism, of sources that are neither stars, AGN nor masked."""
+    if not store.count_rows(layout.labels):
+        raise NotFound(f"{layout.root} has no labels: add a [[labels]] section to the survey file and ingest again")
+    labels = store.open_table(layout.labels).to_table(columns=["row", "z_spec", "z_kind", "object_class"])
+    rows, z = labels["row"].to_numpy(), labels["z_spec"].to_numpy().astype(np.float64)
+    kind = np.array(labels["z_kind"].to_pylist())
+    spectral = np.array(labels["object_class"].to_pylist())
+    table = store.open_table(layout.sources).take(rows, columns=["object_class", "flags"])
+    catalogued = np.array(table["object_class"].to_pylist())
+    # a spectrum overrules the catalogue's class
+    known = np.where(spectral != "unknown", spectral, catalogued)
+    good = np.isin(kind, LABEL_KINDS) & ~np.isin(known, NOT_GALAXIES) & np.isfinite(z) & (z > 0)
+    good &= (table["flags"].to_numpy() & store.FLAG_MASKED) == 0
+    order = np.argsort(rows[good], kind="stable")
+    return GalaxyLabels(rows[good][order].astype(np.int64), z[good][order])
+
+
+def target_rows(layout: Layout, labelled: npt.NDArray[np.int64], *, seed: int = 0) -> npt.NDArray[np.int64]:
+    """Rows to be given a redshift: neither labelled, stars, AGN nor masked; a random sample of at most 50,000.
+
+    Where every source is labelled, the labelled ones are the target.
+    """
+    table = store.open_table(layout.sources).to_table(columns=["object_class", "flags"])
+    wanted = ~np.isin(np.array(table["object_class"].to_pylist()), NOT_GALAXIES)
+    wanted &= (table["flags"].to_numpy() & store.FLAG_MASKED) == 0
+    if store.count_rows(layout.labels):
+        wanted[store.open_table(layout.labels).to_table(columns=["row"])["row"].to_numpy()] = False
+    rows = np.flatnonzero(wanted).astype(np.int64)
+    if not len(rows):
+        return labelled
+    if len(rows) > TARGET_ROWS:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, TARGET_ROWS, replace=False))
+    return rows
+
+
+def _vectors(layout: Layout, encoder: str) -> tuple[str, npt.NDArray[np.float16], list[str] | None]:
+    """Revision, indexed vectors (N, dim), and the names of their columns where they mean something (photometry)."""
+    revision = layout.newest(encoder)
+    vectors = ann.open_index(layout.index(encoder, revision)).vectors
+    config = read_json(layout.model(encoder, revision) / "config.json")
+    return revision, vectors, config["config"].get("features")
+
+
+def _names(spaces: dict[str, tuple[str, npt.NDArray[np.float16], list[str] | None]]) -> tuple[str, ...]:
+    """Column names for `RedshiftModel`: those of the photometry, and "e0", "e1" ... for every other column."""
+    names: list[str] = []
+    unnamed = 0
+    for _, vectors, given in spaces.values():
+        if given is None:
+            given = [f"e{unnamed + i}" for i in range(vectors.shape[1])]
+            unnamed += vectors.shape[1]
+        names += given
+    return tuple(names)
+
+
+def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitReport:
+    """Fit both estimators on `encoder` (`NAME` or `NAME+NAME`) and store them under redshift/.
+
+    Raises `NotFound` for an encoder that is not indexed or a shelf without labels, `BadInput` for too few labels.
+    """
+    from redshelf.models.frame import is_magnitude
+    from redshelf.models.redshift import ESTIMATORS, RedshiftModel
+
+    layout = Layout(root)
+    layout.read_info()
+    parts = encoder.split("+")
+    if len(set(parts)) != len(parts):
+        raise BadInput(f"encoder {encoder!r} names one encoder twice")
+    spaces = {name: _vectors(layout, name) for name in parts}
+    labels = read_labels(layout)
+    targets = target_rows(layout, labels.rows, seed=seed)
+
+    def features(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        return np.concatenate([np.asarray(v[rows], dtype=np.float32) for _, v, _ in spaces.values()], axis=1)
+
+    # weights fitted without the observables that labels were selected on are wrong (science.md H2)
+    observables = magnitude = None
+    if "photometry" not in parts and "photometry" in layout.encoders():
+        _, vectors, given = _vectors(layout, "photometry")
+        observables = (np.asarray(vectors[labels.rows], np.float64), np.asarray(vectors[targets], np.float64))
+        magnitude = observables[0][:, [is_magnitude(name) for name in given or []].index(True)]
+    positions = store.open_table(layout.sources).take(labels.rows, columns=["ra_deg", "dec_deg"])
+    model = RedshiftModel.fit(
+        features(labels.rows),
+        labels.z,
+        features(targets),
+        names=_names(spaces),
+        observables=observables,
+        holdout_magnitude=magnitude,
+        sky=(positions["ra_deg"].to_numpy(), positions["dec_deg"].to_numpy()),
+        seed=seed,
+        threads=threads,
+    )
+    arrays, config = model.to_arrays()
+    buffer = io.BytesIO()
+    np.savez(buffer, label_rows=labels.rows, **arrays)  # type: ignore[arg-type]
+    revisions = {name: revision for name, (revision, _, _) in spaces.items()}
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:12]
+    folder = layout.redshift / f"{encoder}.{'+'.join(revisions.values())}.{digest}"
+    write_bytes(folder / "model.npz", buffer.getvalue())
+    document = {
+        "encoder": encoder,
+        "revisions": revisions,
+        "estimators": list(ESTIMATORS),
+        "scores": {name: model.report["validation"][name]["crps_weighted"] for name in ESTIMATORS},
+        "created": time.time(),
+        "labels": len(labels.rows),
+        "targets": len(targets),
+        "seed": seed,
+        "model": config,
+    }
+    write_json(folder / "config.json", document)
+    return FitReport(encoder, folder, len(labels.rows), len(targets), model.report)

@@ -1,0 +1,247 @@
+"""Freeze a generation: choose revisions and defaults, give every source a photo-z, hash every file, write it last.
+
+Serving takes up the newest generation; an older one stays readable, since its Lance versions are tagged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock, Timeout
+
+from redshelf.indexing import ann, columns, generation, store
+from redshelf.indexing.batches import photometry, photometry_columns
+from redshelf.indexing.columns import Columns
+from redshelf.indexing.files import manifest, read_json, verify
+from redshelf.indexing.generation import FileFacts, Generation, PublishedEncoder, PublishedEstimators, TableVersion
+from redshelf.indexing.layout import Layout
+from redshelf.models.bands import State, flux_to_ab
+from redshelf.models.encoder import encoder_class
+from redshelf.models.errors import BadInput, Conflict, NotFound, nearest
+from redshelf.service.redshift import NO_REDSHIFT_CLASSES, estimate
+from redshelf.service.shelf import OpenEncoder, OpenRedshift, open_redshift
+
+LANCE_LAST_VERSION = 2**64 - 1  # Lance names version v's manifest by this minus v, so that the newest sorts first
+
+
+def _published_encoders(layout: Layout) -> list[PublishedEncoder]:
+    """The newest indexed revision of each encoder on the shelf."""
+    found = []
+    for name, revisions in layout.encoders().items():
+        indexed = [r for r in revisions if (layout.index(name, r) / ann.MANIFEST).is_file()]
+        if not indexed:
+            continue
+        config = read_json(layout.model(name, indexed[-1]) / "config.json")
+        facts = ann.read_manifest(layout.index(name, indexed[-1]))
+        if facts["rows"] != store.count_rows(layout.sources):
+            raise Conflict(
+                f"index {name}.{indexed[-1]} has {facts['rows']} rows, the shelf has more: embed and index again"
+            )
+        needs = sorted(encoder_class(config["kind"]).needs)
+        found.append(
+            PublishedEncoder(name=name, revision=indexed[-1], kind=config["kind"], dim=facts["dim"], needs=needs)
+        )
+    return found
+
+
+def _published_redshifts(
+    layout: Layout, encoders: Iterable[PublishedEncoder]
+) -> list[tuple[PublishedEstimators, dict[str, Any]]]:
+    """The newest fit of each encoder whose revisions are the published ones, with its config."""
+    revisions = {e.name: e.revision for e in encoders}
+    newest: dict[str, tuple[PublishedEstimators, dict[str, Any]]] = {}
+    for path in layout.redshift.glob("*/config.json"):
+        config = read_json(path)
+        current = newest.get(config["encoder"])
+        if any(revisions.get(name) != revision for name, revision in config["revisions"].items()):
+            continue
+        if current is None or config["created"] > current[1]["created"]:
+            facts = PublishedEstimators(
+                encoder=config["encoder"], folder=path.parent.name, estimators=config["estimators"]
+            )
+            newest[config["encoder"]] = (facts, config)
+    return [newest[name] for name in sorted(newest)]
+
+
+def _best(fits: list[tuple[PublishedEstimators, dict[str, Any]]]) -> tuple[str, str] | None:
+    """(encoder, estimator) with the lowest validation score; scores are weighted to the target on held-out labels."""
+    scores = {(f.encoder, name): score for f, config in fits for name, score in config["scores"].items()}
+    return min(scores, key=lambda pair: scores[pair]) if scores else None
+
+
+def _string_column(values: Any, width: int) -> npt.NDArray[np.bytes_]:
+    return np.array([v.encode() if v else b"" for v in values], dtype=f"S{width}")
+
+
+def _columns(layout: Layout) -> Columns:
+    """Everything but z_phot, from sources and labels, in row order."""
+    bands = layout.read_info().band_names
+    names = [
+        "source_id",
+        "ra_deg",
+        "dec_deg",
+        "tile",
+        "object_class",
+        "flags",
+        "z_reference",
+        *photometry_columns(bands),
+    ]
+    table = store.open_table(layout.sources).to_table(columns=names)
+    measured = photometry(table, bands)
+    ids = _string_column(table["source_id"].to_pylist(), 64)
+    magnitudes = np.where(measured.state != State.NOT_OBSERVED, flux_to_ab(measured.flux_ujy), np.nan)
+    tiles = _string_column(table["tile"].to_pylist(), 64)
+    object_class = np.array([columns.CLASSES.index(c) for c in table["object_class"].to_pylist()], dtype=np.int8)
+    n = len(ids)
+    z_spec, z_kind = np.full(n, np.nan, dtype=np.float32), np.zeros(n, dtype=np.int8)
+    z_survey = np.zeros(n, dtype="S64")
+    if store.count_rows(layout.labels):
+        labels = store.open_table(layout.labels).to_table()
+        rows = labels["row"].to_numpy()
+        z_spec[rows] = labels["z_spec"].to_numpy()
+        z_kind[rows] = [columns.KINDS.index(kind) for kind in labels["z_kind"].to_pylist()]
+        z_survey[rows] = _string_column(labels["z_survey"].to_pylist(), 64)
+        # a spectrum knows better than the catalogue what the source is
+        spectral = np.array([columns.CLASSES.index(c) for c in labels["object_class"].to_pylist()], dtype=np.int8)
+        object_class[rows] = np.where(spectral > 0, spectral, object_class[rows])
+    return {
+        **columns.id_columns(ids),
+        "ra": table["ra_deg"].to_numpy(),
+        "dec": table["dec_deg"].to_numpy(),
+        "tile": tiles,
+        "flux": measured.flux_ujy,
+        "flux_error": measured.flux_error_ujy,
+        "states": measured.state,
+        "magnitudes": magnitudes.astype(np.float32),
+        "ebv": measured.ebv,
+        "flags": table["flags"].to_numpy(),
+        "object_class": object_class,
+        "z_spec": z_spec,
+        "z_kind": z_kind,
+        "z_survey": z_survey,
+        "z_reference": table["z_reference"].to_numpy(),
+    }
+
+
+def _z_phot(
+    layout: Layout, encoders: list[PublishedEncoder], fit: PublishedEstimators, estimator: str, known: Columns
+) -> npt.NDArray[np.float32]:
+    """Median redshift of every source, labelled ones leave-one-out; NaN for stars and masked sources. (N,)"""
+    by_name = {e.name: e for e in encoders}
+    parts = tuple(
+        OpenEncoder(
+            by_name[n], ann.open_index(layout.index(n, by_name[n].revision)), layout.model(n, by_name[n].revision)
+        )
+        for n in fit.encoder.split("+")
+    )
+    model, label_rows = open_redshift(layout.redshift / fit.folder)
+    opened = OpenRedshift(fit, parts, model, label_rows)
+    z = np.full(len(known["ids"]), np.nan, dtype=np.float32)
+    refused = np.isin(known["object_class"], NO_REDSHIFT_CLASSES) | ((known["flags"] & store.FLAG_MASKED) != 0)
+    rows = np.flatnonzero(~refused)
+    for start in range(0, len(rows), 16384):
+        block = rows[start : start + 16384]
+        z[block] = estimate(opened, block, estimator=estimator).point
+    return z
+
+
+def _table_files(layout: Layout, path: Path) -> list[Path]:
+    dataset = store.open_table(path)
+    data = [path / "data" / Path(f.path).name for fragment in dataset.get_fragments() for f in fragment.data_files()]
+    return [*data, path / "_versions" / f"{LANCE_LAST_VERSION - dataset.version}.manifest"]
+
+
+def publish(root: Path, *, default_encoder: str | None = None, default_estimator: str | None = None) -> Generation:
+    """Write the next generation of the shelf and return it.
+
+    Raises `NotFound` for a default that is not on the shelf, `Conflict` for another publish at the same time or an
+    index that is older than its embedding.
+    """
+    layout = Layout(root)
+    layout.read_info()
+    layout.work("").mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(str(layout.work("publish.lock")), timeout=0):
+            return _publish(layout, default_encoder, default_estimator)
+    except Timeout as error:
+        raise Conflict(f"another process is publishing {root}: wait for it to end") from error
+
+
+def _publish(layout: Layout, default_encoder: str | None, default_estimator: str | None) -> Generation:
+    encoders = _published_encoders(layout)
+    if not encoders:
+        raise NotFound(f"nothing to publish on {layout.root}: no encoder is embedded and indexed")
+    names = [e.name for e in encoders]
+    fits = _published_redshifts(layout, encoders)
+    if default_encoder is None:
+        fitted = {name for f, _ in fits for name in f.encoder.split("+")}
+        with_pixels = [e.name for e in encoders if e.name in fitted and "pixels" in e.needs]
+        default_encoder = next(iter([*with_pixels, *(n for n in names if n == "photometry"), *names]))
+    if default_encoder not in names:
+        raise NotFound(f"no indexed encoder {default_encoder!r}; {nearest(default_encoder, names)}")
+    best = _best(fits if default_estimator is None else [_only(f, c, default_estimator) for f, c in fits])
+    if default_estimator is not None and best is None:
+        raise BadInput(f"no fit on this shelf has an estimator {default_estimator!r}")
+    number = max(generation.numbers(layout), default=0) + 1
+    known = _columns(layout)
+    z_phot = np.full(len(known["ids"]), np.nan, dtype=np.float32)
+    if best is not None:
+        fit = next(f for f, _ in fits if f.encoder == best[0])
+        z_phot = _z_phot(layout, encoders, fit, best[1], known)
+    columns.write(layout.columns(number), {**known, "z_phot": z_phot})
+    paths = {"sources": layout.sources, "labels": layout.labels, "cutouts": layout.cutouts}
+    paths |= {f"embeddings.{e.name}": layout.embeddings(e.name, e.revision) for e in encoders}
+    tables, files = {}, [layout.info_file, layout.columns(number)]
+    for name, path in paths.items():
+        if store.count_rows(path) or name == "sources":
+            tables[name] = TableVersion(version=store.tag(path, f"generation-{number}"), rows=store.count_rows(path))
+            files += _table_files(layout, path)
+    for e in encoders:
+        files += [layout.model(e.name, e.revision), layout.index(e.name, e.revision)]
+    files += [layout.redshift / f.folder for f, _ in fits]
+    written = Generation(
+        number=number,
+        created=time.time(),
+        tables=tables,
+        encoders=encoders,
+        redshifts=[f for f, _ in fits],
+        default_encoder=default_encoder,
+        default_redshift=best[0] if best else None,
+        default_estimator=best[1] if best else None,
+        files={name: FileFacts(**facts) for name, facts in manifest(layout.root, files).items()},
+    )
+    generation.write(layout, written)
+    return written
+
+
+def _only(
+    fit: PublishedEstimators, config: dict[str, Any], estimator: str
+) -> tuple[PublishedEstimators, dict[str, Any]]:
+    return fit, {**config, "scores": {k: v for k, v in config["scores"].items() if k == estimator}}
+
+
+def check(root: Path, number: int | None = None) -> list[str]:
+    """One line for each fault of a generation: every file's sha256, `row == position`, and counts across tables."""
+    layout = Layout(root)
+    published = generation.read(layout, number)
+    faults = verify(root, {name: facts.model_dump() for name, facts in published.files.items()}, hashes=True)
+    if faults:
+        return faults
+    sources = published.tables["sources"].rows
+    for name, facts in published.tables.items():
+        path = layout.root / f"{name}.lance"
+        if name.startswith("embeddings."):
+            revision = next(e.revision for e in published.encoders if f"embeddings.{e.name}" == name)
+            path = layout.table(f"{name}.{revision}")
+        if name == "labels":
+            continue
+        try:
+            store.verify_rows(store.open_table(path, version=facts.version), name, expected=sources)
+        except BadInput as error:
+            faults.append(str(error))
+    return faults

@@ -1,0 +1,169 @@
+"""An open generation: columns, encoders, indexes and estimators, all read-only and shared by every request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from redshelf.indexing import ann, columns, generation, store
+from redshelf.indexing.files import read_json, verify
+from redshelf.indexing.generation import Generation, PublishedEncoder, PublishedEstimators
+from redshelf.indexing.layout import Layout, ShelfInfo
+from redshelf.models.errors import BadInput, Conflict, NotFound, nearest
+
+if TYPE_CHECKING:
+    from redshelf.models.encoder import StoredEncoder
+    from redshelf.models.redshift import RedshiftModel
+
+
+@dataclass(frozen=True)
+class OpenEncoder:
+    """One embedding space: the published facts, its index, and its weights once somebody uploads a cutout."""
+
+    published: PublishedEncoder
+    index: ann.Index
+    folder: Path
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.published.name
+
+    @cached_property
+    def _weights(self) -> StoredEncoder:
+        from redshelf.models import checkpoint
+
+        return checkpoint.load(self.folder)
+
+    def model(self) -> StoredEncoder:
+        """The encoder itself; torch is imported at the first call."""
+        with self._lock:
+            return self._weights
+
+    def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Stored vectors of `rows`, (n, dim)."""
+        return np.asarray(self.index.vectors[rows], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class OpenRedshift:
+    """One fit: the encoders whose vectors, side by side, are its features, and the fitted model."""
+
+    published: PublishedEstimators
+    parts: tuple[OpenEncoder, ...]
+    model: RedshiftModel
+    label_rows: npt.NDArray[np.int64]  # (n_labelled,) row of each label that the model was fitted on, ascending
+
+    @property
+    def revision(self) -> str:
+        return "+".join(part.published.revision for part in self.parts)
+
+    def features(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Features of `rows`, (n, D)."""
+        return np.concatenate([part.vectors(rows) for part in self.parts], axis=1)
+
+
+@dataclass(frozen=True)
+class OpenShelf:
+    """Everything a request reads. Opened once; a newer generation is another `OpenShelf`."""
+
+    layout: Layout
+    info: ShelfInfo
+    generation: Generation
+    columns: columns.Columns
+    encoders: dict[str, OpenEncoder]
+    redshifts: dict[str, OpenRedshift]
+
+    def __len__(self) -> int:
+        return len(self.columns["ids"])
+
+    def encoder(self, name: str | None = None) -> OpenEncoder:
+        """A published encoder, the default one by default; `NotFound` naming those there are."""
+        wanted = name or self.generation.default_encoder
+        if wanted not in self.encoders:
+            raise NotFound(f"no encoder {wanted!r} is published here; {nearest(wanted, self.encoders)}")
+        return self.encoders[wanted]
+
+    def redshift(self, name: str | None = None) -> OpenRedshift:
+        """A published fit by the name of its encoder (`vit`, `vit+photometry`), the default one by default."""
+        wanted = name or self.generation.default_redshift
+        if wanted is None:
+            raise NotFound("no redshift estimator is published here; run `redshelf fit` and `redshelf publish`")
+        if wanted not in self.redshifts:
+            raise NotFound(
+                f"no redshift estimator on encoder {wanted!r} is published here; {nearest(wanted, self.redshifts)}"
+            )
+        return self.redshifts[wanted]
+
+    def row(self, source_id: str) -> int:
+        """The row of a source; `NotFound` with ids that sort near it."""
+        row = columns.row_of(self.columns, source_id)
+        if row is None:
+            at = int(np.searchsorted(self.columns["ids_sorted"], np.bytes_(source_id.encode("ascii", "replace"))))
+            near = [i.decode() for i in self.columns["ids_sorted"][max(0, at - 1) : at + 2]]
+            raise NotFound(f"no source {source_id!r} in {self.info.survey}; ids that sort near it: {', '.join(near)}")
+        return row
+
+    def source_id(self, row: int) -> str:
+        return bytes(self.columns["ids"][row]).decode()
+
+    @cached_property
+    def _cutouts(self) -> Any:
+        return store.open_table(self.layout.cutouts, version=self.generation.tables["cutouts"].version)
+
+    def cutout(self, row: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.int8]]:
+        """Pixels (B, H, W) in noise units, mask (B, H, W) with True = bad, state (B,)."""
+        if not self.info.has_images:
+            raise NotFound(f"survey {self.info.survey} has no images")
+        piece = self._cutouts.take([row], columns=["pixels", "mask", "state"])
+        shape = (len(self.info.bands), self.info.cutout_px, self.info.cutout_px)
+        pixels = store.list_values(piece.column("pixels"))[0].reshape(shape).astype(np.float32)
+        bits = np.unpackbits(store.list_values(piece.column("mask"))[0], count=int(np.prod(shape)))
+        return pixels, bits.reshape(shape).astype(bool), store.list_values(piece.column("state"))[0]
+
+
+def open_redshift(folder: Path) -> tuple[RedshiftModel, npt.NDArray[np.int64]]:
+    """The fitted model of one redshift/ folder and the rows of its labels."""
+    from redshelf.models.redshift import RedshiftModel
+
+    with np.load(folder / "model.npz", allow_pickle=False) as stored:
+        arrays = dict(stored)
+    config = read_json(folder / "config.json")
+    label_rows = arrays.pop("label_rows")
+    return RedshiftModel.from_arrays(arrays, config["model"]), label_rows
+
+
+def open_shelf(root: Path, number: int | None = None) -> OpenShelf:
+    """Open a generation, the newest by default.
+
+    Models, indexes and columns are compared with the generation by sha256, Lance files by size; any difference is
+    `Conflict`, and nothing is served from it.
+    """
+    layout = Layout(root)
+    info = layout.read_info()
+    published = generation.read(layout, number)
+    lance = {name: facts.model_dump() for name, facts in published.files.items() if ".lance/" in name}
+    hashed = {name: facts.model_dump() for name, facts in published.files.items() if ".lance/" not in name}
+    faults = verify(root, lance, hashes=False) + verify(root, hashed, hashes=True)
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise Conflict(f"generation {published.number} of {root} is damaged: {faults[0]}{more}")
+    encoders = {}
+    for facts in published.encoders:
+        index = ann.open_index(layout.index(facts.name, facts.revision))
+        if index.dim != facts.dim:
+            raise BadInput(f"index of {facts.name} has dimension {index.dim}, its encoder {facts.dim}")
+        encoders[facts.name] = OpenEncoder(facts, index, layout.model(facts.name, facts.revision))
+    redshifts = {}
+    for fit in published.redshifts:
+        model, label_rows = open_redshift(layout.redshift / fit.folder)
+        parts = tuple(encoders[name] for name in fit.encoder.split("+"))
+        redshifts[fit.encoder] = OpenRedshift(fit, parts, model, label_rows)
+    opened = columns.open_columns(layout.columns(published.number))
+    return OpenShelf(layout, info, published, opened, encoders, redshifts)

@@ -1,0 +1,89 @@
+"""What a shelf has and what is missing, from counts and manifests alone; nothing is opened for serving."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from redshelf.indexing import ann, generation, store
+from redshelf.indexing.files import read_json
+from redshelf.indexing.layout import Layout
+
+
+@dataclass(frozen=True)
+class EncoderStatus:
+    """One revision of an encoder: rows embedded, recall of its index (None: not indexed), fits that use it."""
+
+    name: str
+    revision: str
+    embedded: int
+    recall: float | None
+    fits: list[str]
+
+
+@dataclass(frozen=True)
+class Status:
+    survey: str
+    bands: list[str]
+    has_images: bool
+    n_sources: int
+    n_labels: int
+    n_cutouts: int
+    encoders: list[EncoderStatus]
+    generations: list[int]
+    missing: list[str]  # each with the command that makes it
+
+
+def _fits(layout: Layout, name: str, revision: str) -> list[str]:
+    configs = [read_json(path) for path in sorted(layout.redshift.glob("*/config.json"))]
+    return sorted({c["encoder"] for c in configs if c["revisions"].get(name) == revision})
+
+
+def _encoders(layout: Layout) -> list[EncoderStatus]:
+    found = []
+    for name, revisions in layout.encoders().items():
+        for revision in revisions:
+            indexed = (layout.index(name, revision) / ann.MANIFEST).is_file()
+            recall = ann.read_manifest(layout.index(name, revision))["recall"]["value"] if indexed else None
+            embedded = store.count_rows(layout.embeddings(name, revision))
+            found.append(EncoderStatus(name, revision, embedded, recall, _fits(layout, name, revision)))
+    return found
+
+
+def _missing(encoders: list[EncoderStatus], n_sources: int, n_labels: int, generations: list[int]) -> list[str]:
+    if not n_sources:
+        return ["the sources: run `redshelf ingest SURVEY.toml`"]
+    lines = []
+    for e in encoders:
+        if e.embedded < n_sources:
+            lines.append(f"{n_sources - e.embedded} vectors of {e.name}: run `redshelf embed --encoder {e.name}`")
+        elif e.recall is None:
+            lines.append(f"the index of {e.name}: run `redshelf index --encoder {e.name}`")
+        elif n_labels and not e.fits:
+            lines.append(f"a redshift fit on {e.name}: run `redshelf fit --encoder {e.name}`")
+    if not encoders:
+        lines.append("an encoder: run `redshelf embed --encoder photometry`, or `redshelf pretrain --name NAME`")
+    if not n_labels:
+        lines.append("redshift labels: add [[labels]] to the survey file and run `redshelf ingest` again")
+    if not generations:
+        lines.append("a generation to serve: run `redshelf publish`")
+    return lines
+
+
+def status(root: Path) -> Status:
+    """The state of a shelf; `NotFound` where there is none."""
+    layout = Layout(root)
+    info = layout.read_info()
+    counts = [store.count_rows(path) for path in (layout.sources, layout.labels, layout.cutouts)]
+    encoders, published = _encoders(layout), generation.numbers(layout)
+    return Status(
+        survey=info.survey,
+        bands=list(info.band_names),
+        has_images=info.has_images,
+        n_sources=counts[0],
+        n_labels=counts[1],
+        n_cutouts=counts[2],
+        encoders=encoders,
+        generations=published,
+        missing=_missing(encoders, counts[0], counts[1], published),
+    )

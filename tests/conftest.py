@@ -1,0 +1,49 @@
+"""Fixtures for all tests: one small shelf, made once a session the way a user makes one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import small_survey
+
+
+@pytest.fixture(scope="session")
+def small_survey_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """survey.toml of 300 blobs in 3 bands, with images and labels."""
+    return small_survey.write(tmp_path_factory.mktemp("survey"))
+
+
+@pytest.fixture(scope="session")
+def tiny_shelf(small_survey_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published shelf of those: encoders `photometry` and `vit` (hardly trained), fits on both. Only to be read."""
+    from redshelf.service.embedding import build_index, embed
+    from redshelf.service.fit import fit
+    from redshelf.service.ingest import ingest
+    from redshelf.service.pretrain import pretrain
+    from redshelf.service.publish import publish
+
+    root = tmp_path_factory.mktemp("tiny") / "shelf"
+    ingest(small_survey_file, root)
+    pretrain(root, name="vit", steps=3)
+    for encoder in ("photometry", "vit"):
+        embed(root, encoder=encoder)
+        build_index(root, encoder=encoder)
+        fit(root, encoder=encoder)
+    publish(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def bare_shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published shelf without images, labels or redshifts: 60 sources, encoder `photometry`."""
+    from redshelf.service.embedding import build_index, embed
+    from redshelf.service.ingest import ingest
+    from redshelf.service.publish import publish
+
+    root = tmp_path_factory.mktemp("bare") / "shelf"
+    ingest(small_survey.write(root.parent, sources=60, images=False, labels=False), root)
+    embed(root, encoder="photometry")
+    build_index(root, encoder="photometry")
+    publish(root)
+    return root

@@ -1,0 +1,330 @@
+"""The routes: right answers, problems in one form, nothing ignored."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from redshelf.api.app import BODY_MARGIN_BYTES, create_app
+from redshelf.api.queries import FilterQuery
+from redshelf.indexing.ann import brute_force
+from redshelf.indexing.filters import Filters
+from redshelf.models.errors import NotFound
+from redshelf.service.settings import Settings, load
+from redshelf.service.shelf import OpenShelf
+
+
+@pytest.fixture(scope="module")
+def client(tiny_shelf: Path) -> TestClient:
+    settings = load(environ={}, shelf=tiny_shelf, max_upload_bytes=1 << 20, max_batch=5)
+    return TestClient(create_app(settings), raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def shelf(client: TestClient) -> OpenShelf:
+    return client.app.state.shelf  # type: ignore[attr-defined, no-any-return]
+
+
+def npy(array: np.ndarray) -> bytes:
+    stream = BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def test_the_shelf_is_described(client: TestClient) -> None:
+    body = client.get("/v1/shelf").json()
+    assert (body["survey"], body["n_sources"], body["n_labelled"]) == ("small", 300, 240)
+    assert [e["name"] for e in body["encoders"]] == ["photometry", "vit"]
+    assert body["limits"] == {"max_k": 1000, "max_batch": 5, "max_upload_bytes": 1 << 20}
+
+
+def test_a_source_is_its_catalogue_row(client: TestClient, shelf: OpenShelf) -> None:
+    body = client.get("/v1/sources/s0003").json()
+    row = shelf.row("s0003")
+    assert body["source_id"] == "s0003" and body["ra_deg"] == float(shelf.columns["ra"][row])
+    assert [p["state"] for p in body["photometry"]] == ["measured"] * 3
+    for link in body["links"].values():
+        assert client.get(link).status_code == 200
+    unobserved = client.get("/v1/sources/s0000").json()["photometry"][0]
+    assert (unobserved["state"], unobserved["flux_ujy"], unobserved["magnitude_ab"]) == ("not_observed", None, None)
+
+
+@pytest.mark.parametrize("encoder", ["photometry", "vit"])
+def test_neighbours_equal_brute_force_and_leave_the_query_out(
+    client: TestClient, shelf: OpenShelf, encoder: str
+) -> None:
+    vectors = shelf.encoder(encoder).index.vectors
+    row = shelf.row("s0010")
+    distance, rows = brute_force(np.asarray(vectors), np.asarray(vectors[[row]], np.float32), 8)
+    expected = [(shelf.source_id(r), d) for r, d in zip(rows[0], distance[0], strict=True) if r != row]
+    body = client.get("/v1/sources/s0010/neighbours", params={"encoder": encoder, "k": 7}).json()
+    assert [n["source_id"] for n in body["neighbours"]] == [i for i, _ in expected]
+    assert [n["distance"] for n in body["neighbours"]] == pytest.approx([d for _, d in expected], rel=1e-3)
+    assert [n["rank"] for n in body["neighbours"]] == list(range(1, 8))
+    assert (body["exact"], body["n_matching"], body["query"]) == (True, 299, "s0010")
+
+
+def test_filters_restrict_the_neighbours(client: TestClient, shelf: OpenShelf) -> None:
+    asked = {"z_spec_min": 0.3, "z_spec_max": 0.5, "mag_band": "i", "mag_max": 21.0, "k": 1000, "labelled_only": True}
+    body = client.get("/v1/sources/s0010/neighbours", params=asked).json()
+    z, magnitude = shelf.columns["z_spec"], shelf.columns["magnitudes"][:, 2]
+    passing = np.flatnonzero((z >= 0.3) & (z <= 0.5) & (magnitude <= 21.0))
+    expected = {shelf.source_id(r) for r in passing} - {"s0010"}
+    assert {n["source_id"] for n in body["neighbours"]} == expected
+    assert body["n_matching"] == len(expected) > 0
+
+
+def test_the_filter_parameters_are_those_of_the_search() -> None:
+    assert {f.name: f.default for f in fields(Filters)} == {
+        name: field.default for name, field in FilterQuery.model_fields.items()
+    }
+
+
+def test_a_source_a_position_and_a_vector_ask_the_same(client: TestClient, shelf: OpenShelf) -> None:
+    facts = client.get("/v1/sources/s0010").json()
+    by_id = client.get("/v1/sources/s0010/neighbours?k=4&encoder=vit").json()
+    position = {"ra_deg": facts["ra_deg"], "dec_deg": facts["dec_deg"] + 1 / 3600}
+    for body in ({"source_id": "s0010"}, {"position": position}):
+        assert client.post("/v1/neighbours", json={**body, "k": 4, "encoder": "vit"}).json() == by_id
+    vector = shelf.encoder("vit").vectors(np.array([shelf.row("s0010")]))[0].tolist()
+    found = client.post("/v1/neighbours", json={"vector": vector, "k": 5, "encoder": "vit"}).json()
+    assert [n["source_id"] for n in found["neighbours"]] == ["s0010", *[n["source_id"] for n in by_id["neighbours"]]]
+
+
+def test_a_redshift_has_its_density_support_and_names(client: TestClient) -> None:
+    body = client.get("/v1/sources/s0003/redshift").json()
+    edges, density = np.array(body["pdf"]["z"]), np.array(body["pdf"]["density"])
+    assert len(edges) == len(density) + 1
+    assert (density * np.diff(edges)).sum() == pytest.approx(1, abs=1e-6)
+    assert body["z_q16"] < body["z_median"] < body["z_q84"]
+    assert body["interval_95"][0] <= body["z_q16"] and body["z_q84"] <= body["interval_95"][1]
+    assert set(body["support"]) >= {"in_support", "reasons", "distance_ratio", "effective_neighbours"}
+    assert client.get("/v1/sources/s0003/redshift?pdf=false").json() == {**body, "pdf": None}
+
+
+def test_many_redshifts_come_in_the_order_asked(client: TestClient) -> None:
+    ids = ["s0030", "s0003", "s0004"]
+    body = client.post("/v1/redshifts", json={"ids": ids, "encoder": "photometry", "pdf": False}).json()
+    assert [r["source_id"] for r in body["redshifts"]] == ids
+    single = client.get("/v1/sources/s0003/redshift?encoder=photometry&pdf=false").json()
+    assert body["redshifts"][1]["z_median"] == pytest.approx(single["z_median"], abs=1e-6)
+
+
+def test_a_star_gets_no_redshift_and_a_reason(client: TestClient) -> None:
+    body = client.get("/v1/sources/s0049/redshift").json()
+    assert body["z_median"] is None and body["support"]["in_support"] is False and body["support"]["reasons"]
+
+
+def test_an_uploaded_cutout_finds_its_source_and_has_a_redshift(client: TestClient) -> None:
+    cutout = client.get("/v1/sources/s0012/cutout?format=fits").content
+    found = client.post("/v1/cutouts/neighbours?k=3", files={"file": cutout}).json()
+    assert found["encoder"] == "vit" and found["query"] is None and found["bands_missing"] == []
+    assert found["neighbours"][0]["source_id"] == "s0012"
+    redshift = client.post("/v1/cutouts/redshift?encoder=vit&pdf=false", files={"file": cutout}).json()
+    assert redshift["source_id"] is None and 0 < redshift["z_median"] < 2
+
+
+def test_a_subset_of_bands_is_answered_and_said(client: TestClient, shelf: OpenShelf) -> None:
+    pixels, _, _ = shelf.cutout(shelf.row("s0012"))
+    form = {"bands": "i, g", "unit": "noise"}
+    found = client.post("/v1/cutouts/neighbours", files={"file": npy(pixels[[2, 0]])}, data=form)
+    assert found.status_code == 200 and found.json()["bands_missing"] == ["r"]
+
+
+def test_png_and_fits_are_served(client: TestClient) -> None:
+    png = client.get("/v1/sources/s0003/cutout?bands=i,r,g&stretch=5")
+    assert (png.headers["content-type"], png.content[:8]) == ("image/png", b"\x89PNG\r\n\x1a\n")
+    fits = client.get("/v1/sources/s0003/cutout?format=fits&bands=g")
+    assert (fits.headers["content-type"], fits.content[:9]) == ("application/fits", b"SIMPLE  =")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/v1/sources/nope", 404, "no source 'nope' in small"),
+        ("/v1/sources/s0003%00", 404, "no source 's0003\\x00'"),
+        ("/v1/sources/s0003%C3%A9", 404, "no source 's0003é'"),
+        ("/v1/sources/nope/neighbours", 404, "no source 'nope'"),
+        ("/v1/sources/nope/redshift", 404, "no source 'nope'"),
+        ("/v1/sources/nope/cutout", 404, "no source 'nope'"),
+        ("/v1/sources/s0003/neighbours?encoder=vitt", 404, "nearest: vit"),
+        ("/v1/sources/s0003/redshift?encoder=dino", 404, "photometry, vit"),
+        ("/v1/sources/s0003/neighbours?k=0", 422, "k='0'"),
+        ("/v1/sources/s0003/neighbours?k=1001", 422, "k='1001'"),
+        ("/v1/sources/s0003/neighbours?k=ten", 422, "k='ten'"),
+        ("/v1/sources/s0003/neighbours?encodr=vit", 422, "unknown query parameter 'encodr'; nearest: encoder"),
+        ("/v1/sources/s0003/neighbours?z_min=nan", 422, "z_min='nan'"),
+        ("/v1/sources/s0003/neighbours?mag_min=1", 422, "need mag_band"),
+        ("/v1/sources/s0003/neighbours?ra=400&dec=0&radius_arcsec=1", 422, "ra=400.0"),
+        ("/v1/sources/s0003/neighbours?observed_band=K", 422, "band 'K'"),
+        ("/v1/sources/s0003/neighbours?object_class=galaxi", 422, "nearest: galaxy"),
+        ("/v1/sources/s0003/cutout?bands=K", 422, "band 'K'"),
+        ("/v1/sources/s0003/cutout?bands=", 422, "band ''"),
+        ("/v1/sources/s0003/cutout?format=gif", 422, "format='gif'"),
+        ("/v1/sources/s0003/cutout?stretch=0", 422, "stretch='0'"),
+        ("/v1/shelf?x=1", 422, "unknown query parameter 'x'"),
+        ("/healthz?x=1", 422, "unknown query parameter 'x'"),
+        ("/v1/nothing", 404, "Not Found"),
+    ],
+)
+def test_a_wrong_question_is_a_problem_in_words(client: TestClient, path: str, status: int, words: str) -> None:
+    response = client.get(path)
+    body = response.json()
+    assert response.headers["content-type"] == "application/problem+json"
+    assert (response.status_code, body["status"]) == (status, status)
+    assert words in body["detail"]
+    assert body["request_id"] == response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "status", "words"),
+    [
+        ("neighbours", {}, 422, "exactly one of source_id, position and vector, got none"),
+        ("neighbours", {"source_id": "a", "vector": [1.0]}, 422, "got source_id and vector"),
+        ("neighbours", {"source_id": "nope"}, 404, "no source 'nope'"),
+        ("neighbours", {"vector": [1.0]}, 422, "expected (Q, "),
+        ("neighbours", {"vector": []}, 422, "vector=[]"),
+        ("neighbours", {"position": {"ra_deg": 10, "dec_deg": 10}}, 404, "no source within 5.0 arcsec"),
+        ("neighbours", {"position": {"ra_deg": 400, "dec_deg": 10}}, 422, "position.ra_deg=400"),
+        ("neighbours", {"source_id": "s0003", "kk": 3}, 422, "unknown field 'kk'"),
+        ("redshifts", {"ids": []}, 422, "ids=[]"),
+        ("redshifts", {"ids": ["s0001"] * 6}, 422, "number of ids=6: this server takes at most 5"),
+        ("redshifts", {"ids": ["s0001", "nope"]}, 404, "no source 'nope'"),
+        ("redshifts", {"ids": ["s0001"], "estimator": "crystal"}, 404, "crystal"),
+    ],
+)
+def test_a_wrong_body_is_a_problem_in_words(
+    client: TestClient, route: str, body: dict[str, object], status: int, words: str
+) -> None:
+    response = client.post(f"/v1/{route}", json=body)
+    assert response.status_code == status, response.text
+    assert words in response.json()["detail"]
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b"", b'{"vector": [NaN]}', b"\xff\xfe"])
+def test_a_body_that_is_no_json_object_is_422(client: TestClient, body: bytes) -> None:
+    response = client.post("/v1/neighbours", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 422, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("files", "form", "query", "status", "words"),
+    [
+        ({"file": b"\x89PNG...."}, {}, "", 422, "the upload is no image"),
+        ({"file": npy(np.zeros((1, 32, 32)))}, {"bands": "K"}, "", 422, "band 'K' is not in survey small"),
+        ({"file": npy(np.zeros((1, 32, 32)))}, {}, "", 422, "needs its band names"),
+        ({"file": npy(np.zeros((1, 30, 32)))}, {"bands": "g"}, "", 422, "expected at least 32 x 32"),
+        ({"file": npy(np.zeros((1, 32, 32)))}, {"bands": "g", "unit": "Jy"}, "", 422, "unit='Jy'"),
+        ({"file": npy(np.zeros((1, 32, 32)))}, {"band": "g"}, "", 422, "unknown field 'band'"),
+        ({"fil": b"x"}, {}, "", 422, "file is missing"),
+        ({"file": b"x"}, {}, "?encoder=photometry", 422, "encoder 'photometry' needs fluxes"),
+        ({"file": b"x"}, {}, "?encoder=dino", 404, "no encoder 'dino'"),
+        ({"file": b"x"}, {}, "?kk=1", 422, "unknown query parameter 'kk'"),
+    ],
+)
+def test_a_wrong_upload_is_a_problem_in_words(
+    client: TestClient, files: dict[str, bytes], form: dict[str, str], query: str, status: int, words: str
+) -> None:
+    response = client.post(f"/v1/cutouts/neighbours{query}", files=files, data=form)
+    assert response.status_code == status, response.text
+    assert words in response.json()["detail"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_over_the_limit_is_413(client: TestClient, chunked: bool) -> None:
+    body = bytes((1 << 20) + BODY_MARGIN_BYTES + 1)
+    content = iter([body[: 1 << 19], body[1 << 19 :]]) if chunked else body
+    response = client.post("/v1/neighbours", content=content, headers={"content-type": "application/json"})
+    assert response.status_code == 413
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["request_id"] == response.headers["x-request-id"]
+
+
+def test_a_wrong_method_is_a_problem_that_names_the_right_one(client: TestClient) -> None:
+    response = client.delete("/v1/shelf")
+    assert (response.status_code, response.headers["allow"]) == (405, "GET")
+    assert response.json()["title"] == "Method Not Allowed"
+
+
+def test_the_request_id_is_taken_over_unless_it_is_no_word(client: TestClient) -> None:
+    assert client.get("/healthz", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    strange = client.get("/healthz", headers={"x-request-id": "a b\t<"}).headers["x-request-id"]
+    assert re.fullmatch("[0-9a-f]{32}", strange)
+
+
+def test_an_unexpected_error_is_500_without_its_inside(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from redshelf.api import sources
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("secret /path/inside")
+
+    monkeypatch.setattr(sources.service, "source", broken)
+    response = client.get("/v1/sources/s0003")
+    assert response.status_code == 500 and response.headers["content-type"] == "application/problem+json"
+    assert "secret" not in response.text
+    assert response.json()["request_id"] == response.headers["x-request-id"]
+    assert response.json()["request_id"] in caplog.text and "secret" in caplog.text
+
+
+def test_alive_and_ready(client: TestClient) -> None:
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"status": "ready", "generation": 1, "n_sources": 300}
+
+
+def test_not_ready_where_the_shelf_has_gone(bare_shelf: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "shelf"
+    shutil.copytree(bare_shelf, copy)
+    client = TestClient(create_app(load(environ={}, shelf=copy)))
+    assert client.get("/readyz").status_code == 200
+    (copy / "generations" / "1.json").unlink()
+    assert client.get("/readyz").status_code == 503
+    assert client.get("/healthz").status_code == 200
+
+
+def test_a_shelf_without_images_or_redshifts_says_so(bare_shelf: Path) -> None:
+    client = TestClient(create_app(load(environ={}, shelf=bare_shelf)))
+    assert client.get("/v1/sources/s0003/cutout").json()["detail"] == "survey small has no images"
+    assert "run `redshelf fit`" in client.get("/v1/sources/s0003/redshift").json()["detail"]
+    upload = client.post("/v1/cutouts/neighbours", files={"file": b"x"})
+    assert upload.status_code == 422
+
+
+def test_no_shelf_is_told_before_anything_is_served(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="is not a shelf"):
+        create_app(Settings(shelf=tmp_path))
+
+
+def test_every_route_documents_its_problems(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    assert not [path for path in document["paths"] if path.startswith(("/source/", "/static"))]
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert set(operation["responses"]) >= {"200", "404", "422"}, path
+
+
+def test_asking_a_source_needs_no_torch(tiny_shelf: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from fastapi.testclient import TestClient\n"
+        "from redshelf.api.app import create_app; from redshelf.service.settings import Settings\n"
+        f"client = TestClient(create_app(Settings(shelf=Path({str(tiny_shelf)!r}))))\n"
+        "for path in ('/v1/sources/s0003/neighbours', '/v1/sources/s0003/redshift', '/source/s0003'):\n"
+        "    assert client.get(path).status_code == 200, path\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

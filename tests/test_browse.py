@@ -1,0 +1,205 @@
+"""The page: search, a source, errors in words, nothing unescaped, no script."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from redshelf.api import browse
+from redshelf.api.app import create_app
+from redshelf.models.errors import BadInput
+from redshelf.models.pdf import Pdf, default_edges
+from redshelf.service.answers import Calibration, PdfAnswer, RedshiftAnswer, Shift, Support
+from redshelf.service.settings import load
+
+VOID = {"meta", "link", "input", "img", "br", "line", "path"}
+
+
+@pytest.fixture(scope="module")
+def client(tiny_shelf: Path) -> TestClient:
+    return TestClient(create_app(load(environ={}, shelf=tiny_shelf)), follow_redirects=False)
+
+
+class _Balance(HTMLParser):
+    """Fails on a tag that is not closed, or closed out of turn; collects the tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("li", "option") and self.open[-1] != tag:
+            return
+        assert self.open.pop() == tag
+
+
+def tags(html: str) -> list[tuple[str, dict[str, str | None]]]:
+    parser = _Balance()
+    parser.feed(html)
+    assert parser.open == []
+    return parser.seen
+
+
+def answer(centre: float, width: float) -> RedshiftAnswer:
+    edges = default_edges(2.0)
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    pdf = Pdf.from_mass(edges, (np.exp(-0.5 * ((middle - centre) / width) ** 2) * np.diff(edges))[None])
+    return RedshiftAnswer(
+        source_id="a",
+        z_median=float(pdf.median()[0]),
+        z_mode=float(pdf.mode()[0]),
+        z_q16=float(pdf.quantile(0.16)[0]),
+        z_q84=float(pdf.quantile(0.84)[0]),
+        interval_95=(float(pdf.quantile(0.025)[0]), float(pdf.quantile(0.975)[0])),
+        pdf=PdfAnswer(z=edges.tolist(), density=pdf.density[0].tolist()),
+        support=Support(in_support=True, reasons=[], distance_ratio=1, effective_neighbours=5, beyond_labels=0),
+        shift=Shift(method="none", effective_sample_size=10),
+        calibration=Calibration(method="none", pit_ks=None, effective_sample_size=10),
+        n_neighbours=5,
+        encoder="e",
+        revision="r",
+        estimator="knn",
+        generation=1,
+        bands_missing=[],
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("150.1 2.2", (150.1, 2.2)),
+        (" 150.1,  -2.2 ", (150.1, -2.2)),
+        ("10:00:28.6 +02:12:21", (150.11916667, 2.20583333)),
+        ("10h00m28.6s -02d12m21s", (150.11916667, -2.20583333)),
+        ("10 00 28.6 -00 12 21.5", (150.11916667, -0.20597222)),
+        ("00:00:00 -00:00:01", (0.0, -1 / 3600)),
+        ("s0003", None),
+        ("J100028.6+021221", None),
+        ("two words", None),
+    ],
+)
+def test_positions_are_read_in_degrees_and_sexagesimal(text: str, expected: tuple[float, float] | None) -> None:
+    found = browse.position(text)
+    assert found == (None if expected is None else pytest.approx(expected, abs=1e-7))
+
+
+@pytest.mark.parametrize("text", ["360 0", "10 91", "25:00:00 +01:00:00", "10:61:00 +01:00:00", "nan 1", "1e999 0"])
+def test_a_position_out_of_range_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="position"):
+        browse.position(text)
+
+
+def test_the_drawing_has_median_band_and_ticks_where_they_belong() -> None:
+    plot = browse.plot(answer(0.5, 0.05), z_spec=0.7, neighbours=[0.5, 5.0])
+    assert plot is not None and plot.median is not None and plot.z_spec is not None
+    scale = (plot.z_spec - plot.median) / (0.7 - answer(0.5, 0.05).z_median)
+    assert plot.neighbours == pytest.approx((plot.median,), abs=0.02 * scale)  # the one off the plot is left out
+    by_label = {float(tick.label): tick.at for tick in plot.x_ticks}
+    assert by_label[0.6] == pytest.approx(plot.median + 0.1 * scale, abs=1)
+    xs = [float(x) for x in re.findall(r"[MH]([\d.]+)", plot.band)]
+    assert (max(xs) - min(xs)) / scale == pytest.approx(2 * 0.05 * 0.9945, rel=0.02)
+    assert all(plot.left - 0.1 <= x <= plot.right + 0.1 for x in map(float, re.findall(r"[MH]([\d.]+)", plot.curve)))
+
+
+@pytest.mark.parametrize(("centre", "width"), [(0.01, 0.002), (1.9, 0.5), (0.5, 1e-4)])
+def test_extreme_densities_can_be_drawn(centre: float, width: float) -> None:
+    plot = browse.plot(answer(centre, width), z_spec=None, neighbours=[])
+    assert plot is not None and len(plot.x_ticks) >= 2 and "nan" not in plot.curve + plot.band
+
+
+def test_an_answer_without_pdf_has_no_drawing() -> None:
+    assert browse.plot(answer(0.5, 0.1).model_copy(update={"pdf": None}), z_spec=None, neighbours=[]) is None
+
+
+@pytest.mark.parametrize("path", ["/", "/source/s0003", "/source/s0003?encoder=vit&k=5", "/source/nope", "/?q=1+95"])
+def test_every_page_is_sound_html_without_script_under_a_strict_policy(client: TestClient, path: str) -> None:
+    response = client.get(path)
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    policy = response.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'") and "unsafe" not in policy and "script-src" not in policy
+    found = tags(response.text)
+    assert not any(tag == "script" or "style" in attributes for tag, attributes in found)
+    assert not any(name.startswith("on") for _, attributes in found for name in attributes)
+    assert all(str(a.get("src", "/")).startswith("/") for _, a in found)  # nothing from elsewhere
+
+
+def test_search_leads_to_the_source_by_id_and_by_position(client: TestClient) -> None:
+    assert client.get("/", params={"q": " s0003 "}).headers["location"] == "/source/s0003"
+    facts = client.get("/v1/sources/s0003").json()
+    at = client.get("/", params={"q": f"{facts['ra_deg']} {facts['dec_deg']}"})
+    assert (at.status_code, at.headers["location"]) == (303, "/source/s0003")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/?q=nope", 404, "no source &#39;nope&#39; in small"),
+        ("/?q=10+10", 404, "no source within 5.0 arcsec"),
+        ("/?q=400+10", 422, "expected 0 &lt;= RA"),
+        ("/source/nope", 404, "no source &#39;nope&#39;"),
+        ("/source/s0003?encoder=dino", 404, "no encoder &#39;dino&#39; is published here"),
+        ("/source/s0003?k=0", 422, "k=&#39;0&#39;"),
+        ("/source/s0003?kk=1", 422, "unknown query parameter"),
+    ],
+)
+def test_errors_are_told_in_words_beside_the_box(client: TestClient, path: str, status: int, words: str) -> None:
+    response = client.get(path)
+    assert response.status_code == status
+    assert words in response.text
+    assert any(tag == "input" and a.get("aria-invalid") for tag, a in tags(response.text))
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("hostile", ["<script>alert(1)</script>", '"><img src=x onerror=y>', "{{7*7}}", "' or 1=1 --"])
+def test_what_is_typed_is_escaped(client: TestClient, hostile: str) -> None:
+    for response in (client.get("/", params={"q": hostile}), client.get(f"/source/{hostile.replace('/', '%2F')}")):
+        assert response.status_code == 404
+        found = tags(response.text)
+        assert not any(tag == "script" or "onerror" in a for tag, a in found)
+        assert "49" not in response.text or "7*7" in response.text
+
+
+def test_a_source_has_its_picture_facts_redshift_and_similar_ones(client: TestClient) -> None:
+    html = client.get("/source/s0003?encoder=vit&k=12").text
+    found = tags(html)
+    pictures = [a["src"] for tag, a in found if tag == "img"]
+    assert pictures[0] == "/v1/sources/s0003/cutout" and len(pictures) == 13
+    assert client.get(str(pictures[1])).headers["content-type"] == "image/png"
+    more = [a["href"] for tag, a in found if tag == "a" and str(a.get("title", "")).startswith("More like")]
+    assert len(more) == 12 and client.get(str(more[0])).status_code == 200 and "encoder=vit" in str(more[0])
+    assert {tag for tag, _ in found} >= {"svg", "select", "table"}
+    assert "median" in html and "68%" in html and ("Supported." in html or "Not supported." in html)
+    chosen = [a for tag, a in found if tag == "option" and "selected" in a]
+    assert chosen[0]["value"] == "vit"
+
+
+def test_a_star_is_given_no_redshift_and_the_page_says_so(client: TestClient) -> None:
+    assert "No redshift is given." in client.get("/source/s0049").text
+
+
+def test_a_shelf_without_images_and_redshifts_has_a_page(bare_shelf: Path) -> None:
+    client = TestClient(create_app(load(environ={}, shelf=bare_shelf)))
+    home, source = client.get("/"), client.get("/source/s0003")
+    assert home.status_code == source.status_code == 200
+    assert "<img" not in home.text + source.text and "<svg" not in source.text
+    assert source.text.count('class="card"') == 24
+
+
+def test_the_style_sheet_is_served_and_asks_for_nothing_from_elsewhere(client: TestClient) -> None:
+    sheet = client.get("/static/page.css")
+    assert sheet.status_code == 200 and "prefers-color-scheme: dark" in sheet.text
+    assert "url(" not in sheet.text and "@import" not in sheet.text

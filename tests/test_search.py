@@ -1,0 +1,178 @@
+"""Search: neighbours equal brute force, filters do what they say, indexes refuse what is wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from redshelf.indexing import ann
+from redshelf.indexing.filters import Filters, row_mask, separation_arcsec
+from redshelf.models.errors import BadInput, Conflict, NotFound
+from redshelf.service.search import nearest_source, neighbours, neighbours_of_vector
+from redshelf.service.shelf import OpenShelf, open_shelf
+from redshelf.service.sources import iau_name
+
+
+@pytest.fixture(scope="module")
+def shelf(tiny_shelf: Path) -> OpenShelf:
+    return open_shelf(tiny_shelf)
+
+
+def _index(folder: Path, rows: int = 400, dim: int = 24) -> ann.Index:
+    vectors = np.random.default_rng(0).normal(size=(rows, dim)).astype(np.float16)
+    ann.build(folder, [vectors[:150], vectors[150:]], rows=rows, dim=dim, provenance={})
+    return ann.open_index(folder)
+
+
+def test_neighbours_equal_brute_force_one_by_one_and_batched(tmp_path: Path) -> None:
+    index = _index(tmp_path)
+    queries = np.random.default_rng(1).normal(size=(50, 24)).astype(np.float32)
+    distance, rows = ann.brute_force(index.vectors, queries, 7)
+    found = index.search(queries, 7)
+    assert (found[1] == rows).all()
+    assert found[0] == pytest.approx(distance, rel=1e-5)
+    single = [index.search(query[None], 7)[1][0] for query in queries]
+    assert (np.array(single) == rows).all()
+    assert index.exact and index.recall == 1.0
+
+
+def test_a_masked_search_equals_brute_force_on_the_rows_that_pass(tmp_path: Path) -> None:
+    index = _index(tmp_path)
+    query = np.random.default_rng(2).normal(size=(1, 24)).astype(np.float32)
+    mask = np.random.default_rng(3).random(400) < 0.02
+    _, rows = ann.brute_force(index.vectors[mask], query, 50)
+    distance, found = index.search(query, 50, mask=mask)
+    assert (found[0, : mask.sum()] == np.flatnonzero(mask)[rows[0]]).all()
+    assert (found[0, mask.sum() :] == -1).all() and np.isinf(distance[0, mask.sum() :]).all()
+
+
+def test_an_index_refuses_bad_vectors_and_a_cut_file(tmp_path: Path) -> None:
+    index = _index(tmp_path)
+    with pytest.raises(BadInput, match=r"shape \(1, 23\): expected \(Q, 24\)"):
+        index.search(np.zeros((1, 23), np.float32), 3)
+    with pytest.raises(BadInput, match="NaN or infinity"):
+        index.search(np.full((1, 24), np.nan, np.float32), 3)
+    with pytest.raises(BadInput, match="near row 150"):
+        bad = np.zeros((10, 24), np.float16)
+        bad[3] = np.inf
+        ann.build(tmp_path / "b", [np.zeros((150, 24), np.float16), bad], rows=160, dim=24, provenance={})
+    assert not (tmp_path / "b" / ann.MANIFEST).exists()
+    blob = (tmp_path / ann.VECTORS).read_bytes()
+    (tmp_path / ann.VECTORS).write_bytes(blob[:-2])
+    with pytest.raises(Conflict, match="19198 bytes, expected 19200"):
+        ann.open_index(tmp_path)
+    with pytest.raises(NotFound, match="no index"):
+        ann.open_index(tmp_path / "elsewhere")
+
+
+def test_a_source_is_never_its_own_neighbour_and_ranks_follow_distance(shelf: OpenShelf) -> None:
+    for encoder in ("photometry", "vit"):
+        answer = neighbours(shelf, "s0007", encoder=encoder, k=20)
+        ids = [n.source_id for n in answer.neighbours]
+        assert len(ids) == 20 and "s0007" not in ids and len(set(ids)) == 20
+        assert [n.rank for n in answer.neighbours] == list(range(1, 21))
+        assert (np.diff([n.distance for n in answer.neighbours]) >= 0).all()
+        assert answer.n_matching == len(shelf) - 1 and answer.exact
+
+
+def test_search_by_a_stored_vector_finds_its_source_first(shelf: OpenShelf) -> None:
+    row = shelf.row("s0011")
+    vector = shelf.encoder("vit").vectors(np.array([row]))[0]
+    found = neighbours_of_vector(shelf, vector, encoder="vit", k=3)
+    assert found.neighbours[0].source_id == "s0011" and found.neighbours[0].distance == 0 and found.query is None
+    assert [n.source_id for n in found.neighbours[1:]] == [
+        n.source_id for n in neighbours(shelf, "s0011", encoder="vit", k=2).neighbours
+    ]
+
+
+@pytest.mark.parametrize("k", [0, -1, 1001])
+def test_k_out_of_range_is_refused(shelf: OpenShelf, k: int) -> None:
+    with pytest.raises(BadInput, match=f"k={k}: expected 1 <= k <= 1000"):
+        neighbours(shelf, "s0007", k=k)
+
+
+def test_unknown_names_are_answered_with_those_there_are(shelf: OpenShelf) -> None:
+    with pytest.raises(NotFound, match=r"no source 's00070'.*s0007"):
+        neighbours(shelf, "s00070")
+    with pytest.raises(NotFound, match=r"no encoder 'vitt'.*nearest: vit"):
+        neighbours(shelf, "s0007", encoder="vitt")
+
+
+def test_filters_keep_what_they_say(shelf: OpenShelf) -> None:
+    columns, bands = shelf.columns, shelf.info.band_names
+    cases = {
+        "mag": (Filters(mag_band="i", mag_max=20.0), columns["magnitudes"][:, 2] <= 20.0),
+        "labelled": (Filters(labelled_only=True), np.isfinite(columns["z_spec"])),
+        "class": (Filters(object_class="star"), columns["object_class"] == 2),
+        "observed": (Filters(observed_band="g"), columns["states"][:, 0] > 0),
+        "z": (Filters(z_spec_min=0.2, z_spec_max=0.5), (columns["z_spec"] >= 0.2) & (columns["z_spec"] <= 0.5)),
+        "cone": (
+            Filters(ra=150.1, dec=2.2, radius_arcsec=30.0),
+            separation_arcsec(columns["ra"], columns["dec"], 150.1, 2.2) <= 30,
+        ),
+    }
+    for name, (filters, expected) in cases.items():
+        found = row_mask(columns, filters, bands=bands)
+        assert found is not None and (found == expected).all(), name
+        answer = neighbours(shelf, "s0007", k=5, filters=filters)
+        passing = expected.copy()
+        passing[shelf.row("s0007")] = False
+        assert answer.n_matching == passing.sum(), name
+        assert all(passing[shelf.row(n.source_id)] for n in answer.neighbours), name
+    assert row_mask(columns, Filters(), bands=bands) is None
+
+
+def test_a_filter_that_nothing_passes_gives_an_empty_answer(shelf: OpenShelf) -> None:
+    answer = neighbours(shelf, "s0007", filters=Filters(mag_band="i", mag_max=1.0))
+    assert answer.neighbours == [] and answer.n_matching == 0
+
+
+def test_the_exclusion_radius_drops_sources_near_the_query(shelf: OpenShelf) -> None:
+    answer = neighbours(shelf, "s0007", k=299, filters=Filters(exclude_radius_arcsec=20.0))
+    row = shelf.row("s0007")
+    distance = separation_arcsec(
+        shelf.columns["ra"], shelf.columns["dec"], shelf.columns["ra"][row], shelf.columns["dec"][row]
+    )
+    assert answer.n_matching == (distance > 20).sum() == len(answer.neighbours)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"mag_min": 1.0}, "need mag_band"),
+        ({"ra": 1.0, "dec": 1.0}, "together"),
+        ({"ra": 360.0, "dec": 1.0, "radius_arcsec": 1.0}, "ra=360"),
+        ({"z_min": float("nan")}, "z_min=nan"),
+        ({"object_class": "galxy"}, "nearest: galaxy"),
+    ],
+)
+def test_a_filter_that_makes_no_sense_is_refused(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        Filters(**wrong)  # type: ignore[arg-type]
+
+
+def test_separations_agree_with_astropy_everywhere_and_at_the_seams() -> None:
+    from astropy.coordinates import SkyCoord
+
+    rng = np.random.default_rng(0)
+    ra = np.concatenate([rng.uniform(0, 360, 200), [0.0, 359.9999, 10.0]])
+    dec = np.concatenate([np.degrees(np.arcsin(rng.uniform(-1, 1, 200))), [0.0, 0.0, 90.0]])
+    for ra0, dec0 in ((0.0, 0.0), (359.99999, 0.00001), (123.0, -89.999), (10.0, 90.0)):
+        expected = SkyCoord(ra, dec, unit="deg").separation(SkyCoord(ra0, dec0, unit="deg")).arcsec
+        assert separation_arcsec(ra, dec, ra0, dec0) == pytest.approx(expected, abs=1e-6, rel=1e-9)
+
+
+def test_the_nearest_source_to_a_position_is_found_or_said_to_be_far(shelf: OpenShelf) -> None:
+    row = shelf.row("s0042")
+    ra, dec = float(shelf.columns["ra"][row]), float(shelf.columns["dec"][row])
+    assert nearest_source(shelf, ra, dec + 0.5 / 3600) == "s0042"
+    with pytest.raises(NotFound, match=r"no source within 5\.0 arcsec"):
+        nearest_source(shelf, 10.0, -45.0)
+    with pytest.raises(BadInput, match="expected 0 <= ra < 360"):
+        nearest_source(shelf, 400.0, 0.0)
+
+
+def test_iau_names_are_truncated_never_rounded() -> None:
+    assert iau_name((19 + 57 / 60 + 40.558 / 3600) * 15, 33 + 38 / 60 + 27.96 / 3600) == "J195740.55+333827.9"
+    assert iau_name(0.0, -0.0001) == "J000000.00-000000.3"
+    assert iau_name(359.9999999, -89.99999999) == "J235959.99-895959.9"

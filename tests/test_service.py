@@ -1,0 +1,233 @@
+"""The use cases on a small real shelf: redshifts, publishing, checking, embedding that survives a kill."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from redshelf.indexing import embed as bulk
+from redshelf.indexing import generation, store
+from redshelf.indexing.layout import Layout
+from redshelf.models.errors import BadInput, Conflict, NotFound
+from redshelf.service.embedding import build_index, embed, find_encoder
+from redshelf.service.fit import fit, read_labels
+from redshelf.service.publish import check, publish
+from redshelf.service.redshift import estimate, redshift_of_vector, redshifts
+from redshelf.service.shelf import OpenShelf, open_shelf
+from redshelf.service.sources import source
+
+
+@pytest.fixture(scope="module")
+def shelf(tiny_shelf: Path) -> OpenShelf:
+    return open_shelf(tiny_shelf)
+
+
+@pytest.fixture
+def own_shelf(tiny_shelf: Path, tmp_path: Path) -> Path:
+    """A copy that a test may break."""
+    shutil.copytree(tiny_shelf, tmp_path / "shelf")
+    return tmp_path / "shelf"
+
+
+def test_a_redshift_answer_is_consistent(shelf: OpenShelf) -> None:
+    for estimator in ("knn", "lightgbm"):
+        answer = redshifts(shelf, ["s0004"], encoder="photometry", estimator=estimator)[0]
+        assert answer.pdf is not None and answer.interval_95 is not None
+        width = np.diff(answer.pdf.z)
+        assert np.sum(width * answer.pdf.density) == pytest.approx(1)
+        ordered = [answer.interval_95[0], answer.z_q16, answer.z_median, answer.z_q84, answer.interval_95[1]]
+        assert ordered == sorted(ordered)  # type: ignore[type-var]
+        assert (answer.estimator, answer.encoder, answer.generation) == (estimator, "photometry", 1)
+
+
+def test_a_labelled_source_is_not_its_own_neighbour(shelf: OpenShelf) -> None:
+    opened = shelf.redshift("photometry")
+    rows = opened.label_rows[:50]
+    prediction = estimate(opened, rows, estimator="knn")
+    assert not (opened.label_rows[prediction.neighbours] == rows[:, None]).any()
+    vector = opened.features(rows[:1])
+    seen = opened.model.predict(vector, estimator="knn")
+    assert (opened.label_rows[seen.neighbours] == rows[0]).any(), "a foreign vector at that place does see it"
+
+
+def test_a_star_and_a_masked_source_get_no_redshift_and_the_reason(shelf: OpenShelf) -> None:
+    star, galaxy = redshifts(shelf, ["s0049", "s0048"])
+    assert star.z_median is None and star.pdf is None and not star.support.in_support
+    assert "star" in star.support.reasons[0]
+    assert galaxy.z_median is not None
+    assert np.isnan(shelf.columns["z_phot"][shelf.row("s0049")])
+    assert not np.isin(shelf.row("s0049"), shelf.redshift().label_rows), "stars are no labels for galaxies"
+
+
+def test_the_redshift_of_a_stored_vector_needs_its_own_encoder(shelf: OpenShelf) -> None:
+    vector = shelf.encoder("vit").vectors(np.array([shelf.row("s0004")]))[0]
+    by_vector = redshift_of_vector(shelf, vector, encoder="vit", estimator="knn")
+    assert by_vector.source_id is None
+    assert by_vector.z_median == pytest.approx(redshifts(shelf, ["s0004"], encoder="vit", estimator="knn")[0].z_median)
+    with pytest.raises(BadInput, match="does not fit estimator 'photometry'"):
+        redshift_of_vector(shelf, vector, encoder="photometry")
+
+
+def test_wrong_names_and_too_many_ids_are_refused(shelf: OpenShelf) -> None:
+    with pytest.raises(NotFound, match="no estimator 'kn' on encoder photometry; nearest: knn"):
+        redshifts(shelf, ["s0001"], encoder="photometry", estimator="kn")
+    with pytest.raises(NotFound, match="no redshift estimator on encoder 'clip'"):
+        redshifts(shelf, ["s0001"], encoder="clip")
+    with pytest.raises(BadInput, match="1001 ids: expected 1 to 1000"):
+        redshifts(shelf, ["s0001"] * 1001)
+
+
+def test_a_band_that_was_not_observed_is_told_apart(shelf: OpenShelf) -> None:
+    states = {p.band: p.state for p in source(shelf, "s0000").photometry}
+    assert states["g"] == "not_observed" and states["i"] == "measured"
+    assert source(shelf, "s0000").photometry[0].flux_ujy is None
+
+
+def test_publish_writes_a_new_generation_and_leaves_the_old_one_readable(own_shelf: Path) -> None:
+    second = publish(own_shelf, default_encoder="photometry", default_estimator="knn")
+    assert (second.number, second.default_encoder, second.default_estimator) == (2, "photometry", "knn")
+    assert open_shelf(own_shelf).generation == second
+    assert open_shelf(own_shelf, 1).generation.number == 1
+    assert check(own_shelf) == []
+    with pytest.raises(NotFound, match="no indexed encoder 'clip'"):
+        publish(own_shelf, default_encoder="clip")
+    assert generation.numbers(Layout(own_shelf)) == [1, 2]
+
+
+def test_the_default_encoder_is_the_first_fitted_one_that_needs_pixels(shelf: OpenShelf) -> None:
+    assert shelf.generation.default_encoder == "vit"
+    assert shelf.generation.default_redshift in ("photometry", "vit")
+
+
+def test_z_phot_of_every_source_is_what_the_default_estimator_answers(shelf: OpenShelf) -> None:
+    ids = [shelf.source_id(row) for row in range(40)]
+    answers = redshifts(shelf, ids)
+    expected = [np.nan if a.z_median is None else a.z_median for a in answers]
+    assert np.allclose(shelf.columns["z_phot"][:40], expected, rtol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("part", ["model.npz", "vectors.f16", "weights.safetensors", "z_phot.npy", "shelf.toml"])
+def test_a_flipped_bit_is_found_by_check_and_never_served(own_shelf: Path, part: str) -> None:
+    names = generation.read(Layout(own_shelf)).files
+    path = own_shelf / next(name for name in names if name.endswith(part))
+    blob = bytearray(path.read_bytes())
+    blob[len(blob) // 2] ^= 1
+    path.write_bytes(bytes(blob))
+    assert len(check(own_shelf)) == 1 and part in check(own_shelf)[0]
+    with pytest.raises((Conflict, BadInput), match="damaged"):
+        open_shelf(own_shelf)
+
+
+def test_a_flipped_bit_in_a_lance_file_is_found_by_check(own_shelf: Path) -> None:
+    names = generation.read(Layout(own_shelf)).files
+    for name in (n for n in names if "/data/" in n):
+        blob = bytearray((own_shelf / name).read_bytes())
+        blob[len(blob) // 2] ^= 4
+        (own_shelf / name).write_bytes(bytes(blob))
+        assert any(name in line for line in check(own_shelf))
+        blob[len(blob) // 2] ^= 4
+        (own_shelf / name).write_bytes(bytes(blob))
+    assert check(own_shelf) == []
+
+
+def test_embedding_again_changes_nothing_and_an_unknown_encoder_is_named(own_shelf: Path) -> None:
+    layout = Layout(own_shelf)
+    before = store.open_table(layout.embeddings("vit", layout.newest("vit"))).version
+    assert embed(own_shelf, encoder="vit") == (layout.newest("vit"), 300)
+    assert store.open_table(layout.embeddings("vit", layout.newest("vit"))).version == before
+    with pytest.raises(NotFound, match="no encoder 'vitt' on this shelf; nearest: vit"):
+        embed(own_shelf, encoder="vitt")
+    with pytest.raises(NotFound, match="no encoder 'clip'"):
+        fit(own_shelf, encoder="clip")
+
+
+def test_an_encoder_whose_weights_were_altered_is_refused(own_shelf: Path) -> None:
+    folder = next(Layout(own_shelf).models.glob("vit.*"))
+    config = json.loads((folder / "config.json").read_text())
+    config["config"]["cutout_px"] = 64
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match="altered or damaged"):
+        find_encoder(Layout(own_shelf), "vit")
+
+
+def test_part_ranges_cover_every_row_once() -> None:
+    for rows in (0, 1, 7, 100, 101):
+        for size in (1, 3, 100, 1000):
+            spans = bulk.part_ranges(rows, size)
+            assert [r for a, b in spans for r in range(a, b)] == list(range(rows))
+    with pytest.raises(BadInput, match="part_rows=0"):
+        bulk.part_ranges(5, 0)
+
+
+def test_an_embedding_killed_between_parts_resumes_without_losing_or_doubling_a_row(own_shelf: Path) -> None:
+    layout = Layout(own_shelf)
+    revision = layout.newest("vit")
+    whole = store.open_table(layout.embeddings("vit", revision)).to_table()
+    shutil.rmtree(layout.embeddings("vit", revision))
+    killed = textwrap.dedent(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        from redshelf.indexing import embed as bulk, store
+        from redshelf.indexing.layout import Layout
+        from redshelf.service.embedding import find_encoder
+        layout = Layout(Path(sys.argv[1]))
+        write, seen = store.write_part, []
+        def write_part(*args, **kwargs):
+            rows = write(*args, **kwargs)
+            seen.append(rows)
+            if len(seen) == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rows
+        store.write_part = write_part
+        bulk.embed_all(layout, find_encoder(layout, "vit"), part_rows=40)
+        """
+    )
+    links = str(Path(__file__).parent / "links")
+    environment = {**os.environ, "PYTHONPATH": links}
+    process = subprocess.run([sys.executable, "-c", killed, str(own_shelf)], env=environment, check=False)
+    assert process.returncode == -9
+    assert store.count_rows(layout.embeddings("vit", revision)) == 0, "nothing is visible before the commit"
+    assert len(store.done_parts(layout.work(f"embed.vit.{revision}"))) == 4
+    assert bulk.embed_all(layout, find_encoder(layout, "vit"), part_rows=40) == 300
+    again = store.open_table(layout.embeddings("vit", revision)).to_table()
+    assert again["row"].to_pylist() == list(range(300))
+    # another batch size means another order of sums in bfloat16: equal to its precision
+    assert np.allclose(store.list_values(again["vector"]), store.list_values(whole["vector"]), atol=0.05, rtol=0.02)
+
+
+def test_a_second_embedding_at_the_same_time_says_so(own_shelf: Path) -> None:
+    from filelock import FileLock
+
+    layout = Layout(own_shelf)
+    encoder = find_encoder(layout, "vit")
+    with (
+        FileLock(str(layout.work(f"embed.vit.{encoder.revision}.run.lock"))),
+        pytest.raises(Conflict, match="another run is embedding vit"),
+    ):
+        bulk.embed_all(layout, encoder)
+
+
+def test_a_shelf_without_labels_says_what_to_do(bare_shelf: Path) -> None:
+    with pytest.raises(NotFound, match=r"has no labels: add a \[\[labels\]\] section"):
+        read_labels(Layout(bare_shelf))
+    opened = open_shelf(bare_shelf)
+    assert opened.generation.default_redshift is None
+    with pytest.raises(NotFound, match="run `redshelf fit`"):
+        redshifts(opened, [opened.source_id(0)])
+
+
+def test_an_index_older_than_the_shelf_is_not_built(own_shelf: Path) -> None:
+    layout = Layout(own_shelf)
+    store.replace_table(
+        layout.embeddings("vit", layout.newest("vit")),
+        store.open_table(layout.sources).to_table(columns=["row"]).slice(0, 5),
+    )
+    with pytest.raises(Conflict, match="has 5 rows, the shelf 300"):
+        build_index(own_shelf, encoder="vit")

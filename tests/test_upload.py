@@ -1,0 +1,252 @@
+"""Uploaded cutouts: every accepted form gives the survey's own pixels; everything else is refused in words."""
+
+from __future__ import annotations
+
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from redshelf.indexing.layout import ShelfInfo
+from redshelf.models.bands import Band, State
+from redshelf.models.errors import BadInput, NotFound
+from redshelf.service import pictures, upload
+from redshelf.service.shelf import OpenShelf, open_shelf
+
+INFO = ShelfInfo(
+    survey="s",
+    bands=(Band("g", 480, noise_ujy=0.5), Band("r", 620, noise_ujy=2.0), Band("i", 770, noise_ujy=1.0)),
+    cutout_px=8,
+    pixel_scale_arcsec=0.5,
+)
+CUBE = np.random.default_rng(0).normal(0, 1, (3, 8, 8)).astype(np.float32) + 20  # detected in every band
+NOISE = np.array([0.5, 2.0, 1.0], np.float32)[:, None, None]
+
+
+@pytest.fixture(scope="module")
+def shelf(tiny_shelf: Path) -> OpenShelf:
+    return open_shelf(tiny_shelf)
+
+
+def fits_bytes(*images: tuple[str, np.ndarray], key: str = "BAND", **cards: object) -> bytes:
+    hdus = [fits.PrimaryHDU()]
+    for name, image in images:
+        hdu = fits.ImageHDU(image)
+        hdu.header[key] = name
+        hdu.header.update(cards)
+        hdus.append(hdu)
+    stream = BytesIO()
+    fits.HDUList(hdus).writeto(stream)
+    return stream.getvalue()
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    stream = BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def npz_bytes(**arrays: np.ndarray) -> bytes:
+    stream = BytesIO()
+    np.savez_compressed(stream, **arrays)
+    return stream.getvalue()
+
+
+def in_noise(cube: np.ndarray) -> np.ndarray:
+    return (cube / NOISE).astype(np.float16).astype(np.float32)
+
+
+@pytest.mark.parametrize("key", ["BAND", "FILTER", "EXTNAME"])
+def test_fits_with_an_hdu_a_band_is_read_in_the_surveys_order(key: str) -> None:
+    blob = fits_bytes(("i", CUBE[2]), ("g", CUBE[0]), ("r", CUBE[1]), key=key)
+    found = upload.read(blob, INFO)
+    np.testing.assert_allclose(found.pixels, in_noise(CUBE), rtol=1e-3)
+    assert found.bands_missing == ()
+    assert found.state.tolist() == [State.MEASURED] * 3
+    assert not found.mask.any()
+
+
+def test_a_cube_an_npy_and_an_npz_are_the_same_cutout() -> None:
+    stream = BytesIO()
+    fits.PrimaryHDU(CUBE).writeto(stream)
+    names = ("g", "r", "i")
+    for blob, bands in (
+        (stream.getvalue(), names),
+        (npy_bytes(CUBE), names),
+        (npy_bytes(np.asfortranarray(CUBE)), names),
+        (npz_bytes(cutout=CUBE, bands=np.array(names)), None),
+    ):
+        np.testing.assert_allclose(upload.read(blob, INFO, bands=bands).pixels, in_noise(CUBE), rtol=1e-3)
+
+
+def test_scaled_integers_and_blanks_are_undone() -> None:
+    hdu = fits.ImageHDU(np.arange(64, dtype=np.int16).reshape(8, 8))
+    hdu.header.update({"BAND": "i", "BSCALE": 2.0, "BZERO": 5.0, "BLANK": 3})
+    stream = BytesIO()
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(stream)
+    blob = stream.getvalue()
+    found = upload.read(blob, INFO, unit="noise")
+    with fits.open(BytesIO(blob)) as opened:
+        expected = opened[1].data
+    np.testing.assert_allclose(found.pixels[2][~found.mask[2]], expected[np.isfinite(expected)], rtol=1e-3)
+    assert np.array_equal(found.mask[2], ~np.isfinite(expected))
+
+
+def test_a_larger_cutout_is_cut_so_that_its_centre_stays_the_centre() -> None:
+    for shape in ((20, 31), (9, 8), (21, 21)):
+        image = np.zeros(shape, np.float32)
+        image[shape[0] // 2, shape[1] // 2] = 100
+        found = upload.read(npy_bytes(image), INFO, bands=("i",), unit="noise")
+        assert np.argwhere(found.pixels[2] == 100).tolist() == [[4, 4]]
+
+
+def test_not_finite_is_masked_and_a_subset_of_bands_is_said() -> None:
+    image = CUBE[2].copy()
+    image[0, 0], image[0, 1] = np.nan, np.inf
+    found = upload.read(npy_bytes(image), INFO, bands=("i",))
+    assert found.mask[2].sum() == 2 and found.pixels[2][found.mask[2]].tolist() == [0, 0]
+    assert found.bands_missing == ("g", "r")
+    assert found.state.tolist() == [0, 0, State.MEASURED]
+    assert found.mask[:2].all()
+
+
+def test_a_bright_core_is_clipped_and_called_saturated() -> None:
+    image = CUBE[2].copy()
+    image[4, 4] = 1e30
+    found = upload.read(npy_bytes(image), INFO, bands=("i",))
+    assert found.state[2] == State.SATURATED
+    assert 5.9e4 < found.pixels.max() <= 6e4
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(
+    ("blob", "bands", "words"),
+    [
+        (b"", None, "no image"),
+        (b"GIF89a....", None, "no image"),
+        (b"\x1f\x8b\x08 and so on", None, "gzip"),
+        (npy_bytes(CUBE), None, "needs its band names"),
+        (npy_bytes(CUBE), ("g", "r"), "expected \\(2, H, W\\)"),
+        (npy_bytes(CUBE), ("g", "r", "K"), "band 'K' is not in survey s; known: g, i, r"),
+        (npy_bytes(CUBE), ("g", "r", "g"), "stands twice"),
+        (npy_bytes(CUBE[:, :7]), ("g", "r", "i"), "8 x 7 pixels: expected at least 8 x 8"),
+        (npy_bytes(np.full((8, 8), np.nan)), ("i",), "finite pixels"),
+        (npy_bytes(np.array(["x"])), ("i",), "expected numbers"),
+        (npy_bytes(CUBE.astype(complex)), ("g", "r", "i"), "expected numbers"),
+        (npy_bytes(CUBE)[:-5], ("g", "r", "i"), "damaged"),
+        (npy_bytes(CUBE)[:20], ("g", "r", "i"), "not a valid .npy"),
+        (npz_bytes(a=CUBE, b=CUBE, bands=np.array(["g"])), None, "expected one array"),
+        (npz_bytes(bands=np.array(["g"])), None, "holds nothing"),
+        (npz_bytes(a=CUBE)[:-30], ("g", "r", "i"), "not a valid .npz"),
+        (fits_bytes(("g", CUBE[0]), ("K", CUBE[1])), None, "band 'K' is not in survey s"),
+        (fits_bytes(("g", CUBE[0]))[:-2880], None, "truncated"),
+        (fits_bytes(("g", CUBE[0]))[:300], None, "no END card"),
+        (fits_bytes(), None, "holds no image"),
+        (fits_bytes(("g", CUBE[0]), ("r", np.zeros((9, 9)))), None, "all alike"),
+        (fits_bytes(("g", CUBE[0]), BUNIT="nJy"), None, "BUNIT='nJy'"),
+        (fits_bytes(("g", CUBE)), None, "needs its band names"),
+    ],
+)
+def test_what_is_no_cutout_is_refused_in_words(blob: bytes, bands: tuple[str, ...] | None, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        upload.read(blob, INFO, bands=bands)
+
+
+def test_header_values_are_read_as_astropy_reads_them() -> None:
+    values = {"A": "it's / so", "B": -3, "C": 1.5e-7, "D": True, "E": "", "F": 12345678901}
+    header = fits.Header([(key, value, "a comment / with 'quotes'") for key, value in values.items()])
+    lines = [str(card) for card in header.cards]
+    found = {line[:8].strip(): upload._value(line[10:]) for line in lines}
+    assert found == {**values, "D": "T"}
+    assert upload._value("  1.0D3 / x") == 1000.0
+
+
+@pytest.mark.security
+def test_nothing_is_unpickled() -> None:
+    stream = BytesIO()
+    np.save(stream, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(BadInput, match="expected numbers"):
+        upload.read(stream.getvalue(), INFO, bands=("g",))
+
+
+@pytest.mark.security
+def test_a_small_file_cannot_ask_for_much_memory() -> None:
+    header = fits.Header([("XTENSION", "IMAGE"), ("BITPIX", -64), ("NAXIS", 2), ("NAXIS1", 60000), ("NAXIS2", 60000)])
+    bomb = fits_bytes() + header.tostring().encode()
+    with pytest.raises(BadInput, match="truncated"):
+        upload.read(bomb, INFO)
+    stream = BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", bytes(upload.MAX_UNPACKED_BYTES + 1))
+    assert len(stream.getvalue()) < 1 << 20
+    with pytest.raises(BadInput, match="unpacks to more"):
+        upload.read(stream.getvalue(), INFO)
+    with zipfile.ZipFile(stream := BytesIO(), "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.npy", npy_bytes(CUBE))
+    with pytest.raises(BadInput, match="stored or deflated"):
+        upload.read(stream.getvalue(), INFO)
+    start = npy_bytes(CUBE)
+    huge = start.replace(b"(3, 8, 8)", b"(9, 9999999, 9)", 1).replace(b" " * 6 + b"\n", b"\n", 1)
+    with pytest.raises(BadInput):
+        upload.read(huge, INFO, bands=("g",))
+
+
+@pytest.mark.security
+def test_compressed_fits_is_refused() -> None:
+    stream = BytesIO()
+    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(CUBE[0], name="g")]).writeto(stream)
+    with pytest.raises(BadInput, match="tile-compressed"):
+        upload.read(stream.getvalue(), INFO)
+
+
+@pytest.mark.security
+def test_damaged_bytes_are_refused_and_never_crash() -> None:
+    rng = np.random.default_rng(0)
+    whole = [
+        (fits_bytes(("g", CUBE[0]), ("r", CUBE[1])), None),
+        (npy_bytes(CUBE), ("g", "r", "i")),
+        (npz_bytes(cutout=CUBE, bands=np.array(["g", "r", "i"])), None),
+    ]
+    for blob, bands in whole:
+        for _ in range(150):
+            damaged = bytearray(blob)
+            for at in rng.integers(0, len(blob), rng.integers(1, 20)):
+                damaged[at] = rng.integers(256)
+            try:
+                found = upload.read(bytes(damaged), INFO, bands=bands)
+            except BadInput:
+                continue
+            assert np.isfinite(found.pixels).all()
+
+
+def test_a_survey_without_images_cannot_be_searched_with_a_cutout() -> None:
+    with pytest.raises(BadInput, match="has no images"):
+        upload.read(npy_bytes(CUBE), ShelfInfo(survey="s", bands=INFO.bands), bands=("g", "r", "i"))
+
+
+def test_the_exported_cutout_of_a_source_finds_the_source_itself(shelf: OpenShelf) -> None:
+    row = shelf.row("s0011")
+    cutout = upload.read(pictures.fits(shelf, row), shelf.info)
+    pixels, mask, state = shelf.cutout(row)
+    np.testing.assert_allclose(cutout.pixels, pixels, rtol=2e-3, atol=1e-3)
+    assert np.array_equal(cutout.mask, mask) and np.array_equal(cutout.state, state)
+    encoder = upload.pixel_encoder(shelf, None)
+    vector = upload.embed(encoder, cutout, shelf.info)
+    _, rows = encoder.index.search(vector[None], 1)
+    assert rows[0, 0] == row
+
+
+def test_the_first_encoder_on_pixels_alone_embeds_uploads(shelf: OpenShelf) -> None:
+    assert upload.pixel_encoder(shelf, None).name == "vit"
+    with pytest.raises(BadInput, match=r"encoder 'photometry' needs fluxes.*vit"):
+        upload.pixel_encoder(shelf, "photometry")
+    with pytest.raises(NotFound, match="no encoder 'dino'"):
+        upload.pixel_encoder(shelf, "dino")
+
+
+def test_a_shelf_without_a_pixel_encoder_says_so(bare_shelf: Path) -> None:
+    with pytest.raises(BadInput, match="no encoder here works on pixels alone"):
+        upload.pixel_encoder(open_shelf(bare_shelf), None)
