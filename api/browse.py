@@ -219,7 +219,7 @@ def _redshift(shelf: OpenShelf, source_id: str, encoder: str | None) -> Redshift
     """By the fit on the encoder that was chosen, where there is one, else by the default fit; None without any."""
     if not shelf.redshifts:
         return None
-    return redshift.redshifts(shelf, [source_id], encoder=encoder if encoder in shelf.redshifts else None)[0]
+    return redshift.redshifts(shelf, [source_id], encoder=None)[0]
 
 
 def _label_redshifts(answer: NeighboursAnswer) -> list[float]:

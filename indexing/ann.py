@@ -28,6 +28,7 @@ class Index:
 
     faiss_index: Any
     vectors: npt.NDArray[np.float16]  # (N, dim), memory-mapped
+    known: npt.NDArray[np.bool_]  # (N,), False where the encoder had nothing to see: such a row is never found
     exact: bool
     recall: float
 
@@ -53,7 +54,7 @@ class Index:
             bits = np.packbits(mask, bitorder="little")
             selector = faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits))
             parameters = faiss.SearchParameters(sel=selector)
-        found = min(k, len(self.vectors))
+        found = min(k, self.faiss_index.ntotal)
         squared, rows = self.faiss_index.search(
             np.ascontiguousarray(queries, dtype=np.float32), found, params=parameters
         )
@@ -62,30 +63,32 @@ class Index:
 
 
 def brute_force(
-    vectors: npt.NDArray[np.float16], queries: Floats, k: int
+    vectors: npt.NDArray[np.float16], queries: Floats, k: int, *, rows: npt.NDArray[np.int64] | None = None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Exact neighbours by direct differences in float64, in blocks of rows: the oracle that indexes are measured on."""
-    k = min(k, len(vectors))
+    """Exact neighbours among `rows` (all by default) by direct differences in float64: the oracle of every index."""
+    among = np.arange(len(vectors)) if rows is None else rows
+    k = min(k, len(among))
     best = np.full((len(queries), k), np.inf)
-    rows = np.full((len(queries), k), -1, dtype=np.int64)
-    for start in range(0, len(vectors), 16384):
-        block = vectors[start : start + 16384].astype(np.float64)
+    nearest = np.full((len(queries), k), -1, dtype=np.int64)
+    for start in range(0, len(among), 16384):
+        part = among[start : start + 16384]
+        block = vectors[part].astype(np.float64)
         for i, query in enumerate(queries.astype(np.float64)):
-            distance = np.concatenate([best[i], ((block - query) ** 2).sum(axis=1)])
-            candidate = np.concatenate([rows[i], np.arange(start, start + len(block))])
-            kept = np.argsort(distance, kind="stable")[:k]
-            best[i], rows[i] = distance[kept], candidate[kept]
-    return np.sqrt(best), rows
+            squared = np.concatenate([best[i], ((block - query) ** 2).sum(axis=1)])
+            kept = np.argsort(squared, kind="stable")[:k]
+            best[i], nearest[i] = squared[kept], np.concatenate([nearest[i], part])[kept]
+    return np.sqrt(best), nearest
 
 
 def _recall(index: Any, vectors: npt.NDArray[np.float16], seed: int = 0) -> float:
-    """Fraction of true neighbours found for held-out-like queries: ties in distance count as found."""
-    rng = np.random.default_rng(seed)
-    queries = vectors[np.sort(rng.choice(len(vectors), min(RECALL_QUERIES, len(vectors)), replace=False))].astype(
-        np.float32
-    )
-    k = min(RECALL_K, len(vectors))
-    true_distance, _ = brute_force(vectors, queries, k)
+    """Fraction of true neighbours found, on stored vectors as queries; a tie in distance counts as found."""
+    import faiss
+
+    known = np.sort(faiss.vector_to_array(index.id_map))
+    rows = np.random.default_rng(seed).choice(known, min(RECALL_QUERIES, len(known)), replace=False)
+    queries = vectors[np.sort(rows)].astype(np.float32)
+    k = min(RECALL_K, len(known))
+    true_distance, _ = brute_force(vectors, queries, k, rows=known)
     squared, _ = index.search(queries, k)
     reached = np.sqrt(np.maximum(squared, 0)) <= true_distance[:, -1:] * (1 + 1e-3) + 1e-6
     return float(reached.mean())
@@ -112,9 +115,13 @@ def build(
 
     write_with(folder / VECTORS, fill)
     vectors = np.memmap(folder / VECTORS, dtype=np.float16, mode="r", shape=(rows, dim))
-    index = faiss.IndexFlatL2(dim)
+    index = faiss.IndexIDMap(faiss.IndexFlatL2(dim))
     for start in range(0, rows, 65536):
-        index.add(vectors[start : start + 65536].astype(np.float32))
+        block = vectors[start : start + 65536].astype(np.float32)
+        known = np.flatnonzero(block.any(axis=1))
+        index.add_with_ids(block[known], start + known)
+    if index.ntotal == 0:
+        raise BadInput("cannot index an embedding whose every vector is zero: the encoder saw no source")
     recall = _recall(index, vectors)
     blob = faiss.serialize_index(index).tobytes()
     write_bytes(folder / INDEX, blob)
@@ -125,6 +132,7 @@ def build(
             "kind": "flat",
             "exact": True,
             "rows": rows,
+            "vectors": index.ntotal,
             "dim": dim,
             "recall": {"k": RECALL_K, "queries": RECALL_QUERIES, "value": recall},
             "files": manifest(folder, [folder / VECTORS, folder / INDEX]),
@@ -149,7 +157,9 @@ def open_index(folder: Path) -> Index:
     if (folder / VECTORS).stat().st_size != rows * dim * 2:
         raise Conflict(f"{folder / VECTORS}: {(folder / VECTORS).stat().st_size} bytes, expected {rows * dim * 2}")
     index = faiss.read_index(str(folder / INDEX))
-    if (index.ntotal, index.d) != (rows, dim):
-        raise Conflict(f"{folder / INDEX}: holds {index.ntotal} x {index.d}, its manifest says {rows} x {dim}")
+    if (index.ntotal, index.d) != (document["vectors"], dim):
+        raise Conflict(f"{folder / INDEX}: holds {index.ntotal} x {index.d}, its manifest says otherwise")
     vectors = np.memmap(folder / VECTORS, dtype=np.float16, mode="r", shape=(rows, dim))
-    return Index(index, vectors, exact=document["exact"], recall=document["recall"]["value"])
+    known = np.zeros(rows, dtype=bool)
+    known[faiss.vector_to_array(index.id_map)] = True
+    return Index(index, vectors, known, exact=document["exact"], recall=document["recall"]["value"])

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from redshelf.indexing import store
 from redshelf.indexing.batches import Reader
 from redshelf.indexing.layout import Layout
+from redshelf.models.bands import State
 from redshelf.models.encoder import Encoder
 from redshelf.models.errors import BadInput, Conflict
 
@@ -29,19 +30,31 @@ def part_ranges(rows: int, part_rows: int = PART_ROWS) -> list[tuple[int, int]]:
 
 
 def encode(encoder: Encoder, reader: Reader, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
-    """Vectors of `rows`, (n, dim) float16; `BadInput` naming the first row whose vector is not finite."""
+    """Vectors of `rows`, (n, dim) float16; zero for a source without any band, which no search finds.
+
+    `BadInput` naming the first row whose vector is not finite.
+    """
     import torch
 
+    batch = reader.read(rows)
+    seen = batch.state != State.NOT_OBSERVED
+    if batch.pixel_mask is not None:
+        seen = seen & ~batch.pixel_mask.flatten(2).all(dim=2)
+    known = seen.any(dim=1)
+    vectors = np.zeros((len(rows), encoder.dim), dtype=np.float16)
+    if not known.any():
+        return vectors
     with torch.inference_mode():
-        vectors = encoder.embed(reader.read(rows)).to(torch.float16).numpy()
+        found = encoder.embed(batch if known.all() else batch.where(known)).to(torch.float16).numpy()
+    if found.shape != (int(known.sum()), encoder.dim):
+        raise BadInput(
+            f"encoder {encoder.name} gives vectors of shape {found.shape}, expected ({int(known.sum())}, {encoder.dim})"
+        )
+    vectors[known.numpy()] = found
     bad = ~np.isfinite(vectors).all(axis=1)
     if bad.any():
         raise BadInput(f"encoder {encoder.name} gives NaN or infinity for row {rows[bad][0]}")
-    if vectors.shape != (len(rows), encoder.dim):
-        raise BadInput(
-            f"encoder {encoder.name} gives vectors of shape {vectors.shape}, expected ({len(rows)}, {encoder.dim})"
-        )
-    return np.asarray(vectors)
+    return vectors
 
 
 def _receipts(layout: Layout, encoder: Encoder) -> Path:

@@ -57,6 +57,16 @@ class Batch:
         }
         return replace(self, **moved)
 
+    def where(self, chosen: Tensor) -> Self:
+        """The sources that `chosen` (N,) bool picks."""
+        per_survey = {"depth_ab", "psf_fwhm_arcsec"}  # (bands,), unless given for each source
+        picked = {
+            f.name: value[chosen]
+            for f in fields(self)
+            if (value := getattr(self, f.name)) is not None and not (f.name in per_survey and value.ndim == 1)
+        }
+        return replace(self, **picked)
+
     def require(self, needs: frozenset[str], encoder: str) -> None:
         """Raise `BadInput` naming the first of `needs` ("pixels", "fluxes") that this batch lacks."""
         have = {"pixels": self.pixels, "fluxes": self.flux_ujy}

@@ -101,7 +101,7 @@ class NeighboursAnswer(Answer):
     generation: int
     exact: bool
     recall: float
-    n_matching: int = Field(description="rows that pass the filters, the query itself apart")
+    n_matching: int = Field(description="rows with a vector that pass the filters, the query itself apart")
     bands_missing: list[str] = Field(description="survey bands that an uploaded cutout lacked")
     neighbours: list[Neighbour]
 

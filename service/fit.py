@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import io
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -81,24 +83,25 @@ def target_rows(layout: Layout, labelled: npt.NDArray[np.int64], *, seed: int = 
     return rows
 
 
-def _vectors(layout: Layout, encoder: str) -> tuple[str, npt.NDArray[np.float16], list[str] | None]:
-    """Revision, indexed vectors (N, dim), and the names of their columns where they mean something (photometry)."""
+@dataclass(frozen=True)
+class _Space:
+    """One indexed embedding; `columns` names its numbers where they mean something (photometry)."""
+
+    revision: str
+    index: ann.Index
+    columns: list[str] | None
+
+
+def _space(layout: Layout, encoder: str) -> _Space:
     revision = layout.newest(encoder)
-    vectors = ann.open_index(layout.index(encoder, revision)).vectors
     config = read_json(layout.model(encoder, revision) / "config.json")
-    return revision, vectors, config["config"].get("features")
+    return _Space(revision, ann.open_index(layout.index(encoder, revision)), config["config"].get("features"))
 
 
-def _names(spaces: dict[str, tuple[str, npt.NDArray[np.float16], list[str] | None]]) -> tuple[str, ...]:
+def _names(spaces: Iterable[_Space]) -> tuple[str, ...]:
     """Column names for `RedshiftModel`: those of the photometry, and "e0", "e1" ... for every other column."""
-    names: list[str] = []
-    unnamed = 0
-    for _, vectors, given in spaces.values():
-        if given is None:
-            given = [f"e{unnamed + i}" for i in range(vectors.shape[1])]
-            unnamed += vectors.shape[1]
-        names += given
-    return tuple(names)
+    unnamed = count()
+    return tuple(name for s in spaces for name in s.columns or [f"e{next(unnamed)}" for _ in range(s.index.dim)])
 
 
 def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitReport:
@@ -114,25 +117,29 @@ def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitRepo
     parts = encoder.split("+")
     if len(set(parts)) != len(parts):
         raise BadInput(f"encoder {encoder!r} names one encoder twice")
-    spaces = {name: _vectors(layout, name) for name in parts}
+    spaces = {name: _space(layout, name) for name in parts}
+    known = np.logical_and.reduce([space.index.known for space in spaces.values()])
     labels = read_labels(layout)
+    labels = GalaxyLabels(labels.rows[known[labels.rows]], labels.z[known[labels.rows]])
     targets = target_rows(layout, labels.rows, seed=seed)
+    targets = targets[known[targets]]
 
     def features(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        return np.concatenate([np.asarray(v[rows], dtype=np.float32) for _, v, _ in spaces.values()], axis=1)
+        return np.concatenate([np.asarray(s.index.vectors[rows], np.float32) for s in spaces.values()], axis=1)
 
     # weights fitted without the observables that labels were selected on are wrong (science.md H2)
     observables = magnitude = None
     if "photometry" not in parts and "photometry" in layout.encoders():
-        _, vectors, given = _vectors(layout, "photometry")
+        seen = _space(layout, "photometry")
+        vectors = seen.index.vectors
         observables = (np.asarray(vectors[labels.rows], np.float64), np.asarray(vectors[targets], np.float64))
-        magnitude = observables[0][:, [is_magnitude(name) for name in given or []].index(True)]
+        magnitude = observables[0][:, [is_magnitude(name) for name in seen.columns or []].index(True)]
     positions = store.open_table(layout.sources).take(labels.rows, columns=["ra_deg", "dec_deg"])
     model = RedshiftModel.fit(
         features(labels.rows),
         labels.z,
         features(targets),
-        names=_names(spaces),
+        names=_names(spaces.values()),
         observables=observables,
         holdout_magnitude=magnitude,
         sky=(positions["ra_deg"].to_numpy(), positions["dec_deg"].to_numpy()),
@@ -142,7 +149,7 @@ def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitRepo
     arrays, config = model.to_arrays()
     buffer = io.BytesIO()
     np.savez(buffer, label_rows=labels.rows, **arrays)  # type: ignore[arg-type]
-    revisions = {name: revision for name, (revision, _, _) in spaces.items()}
+    revisions = {name: space.revision for name, space in spaces.items()}
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:12]
     folder = layout.redshift / f"{encoder}.{'+'.join(revisions.values())}.{digest}"
     write_bytes(folder / "model.npz", buffer.getvalue())

@@ -144,6 +144,7 @@ def _z_phot(
     z = np.full(len(known["ids"]), np.nan, dtype=np.float32)
     refused = np.isin(known["object_class"], NO_REDSHIFT_CLASSES) | ((known["flags"] & store.FLAG_MASKED) != 0)
     rows = np.flatnonzero(~refused)
+    rows = rows[opened.known(rows)]
     for start in range(0, len(rows), 16384):
         block = rows[start : start + 16384]
         z[block] = estimate(opened, block, estimator=estimator).point

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MAX_IDS = 1000
 NO_REDSHIFT_CLASSES = [CLASSES.index("star")]  # a galaxy's redshift for these would be wrong in kind
 STAR_REASON = "classified as a star: a galaxy's redshift does not apply"
+UNSEEN_REASON = "no band of it was observed by an encoder that this estimator needs"
 MASKED_REASON = "masked in the catalogue: its photometry is not to be trusted"
 AGN_REASON = "classified as an AGN: the labels are galaxies"
 
@@ -112,8 +113,8 @@ def redshifts(
     rows = np.array([shelf.row(source_id) for source_id in source_ids], dtype=np.int64)
     classes, flags = shelf.columns["object_class"][rows], shelf.columns["flags"][rows]
     refusals = [
-        [STAR_REASON] * (c in NO_REDSHIFT_CLASSES) + [MASKED_REASON] * bool(f & FLAG_MASKED)
-        for c, f in zip(classes, flags, strict=True)
+        [STAR_REASON] * (c in NO_REDSHIFT_CLASSES) + [MASKED_REASON] * bool(f & FLAG_MASKED) + [UNSEEN_REASON] * (not k)
+        for c, f, k in zip(classes, flags, fit.known(rows), strict=True)
     ]
     warnings = [[AGN_REASON] * (CLASSES[c] == "agn") for c in classes]
     prediction = estimate(fit, rows, estimator=name)

@@ -46,9 +46,11 @@ def _search(
     if filters.exclude_radius_arcsec is not None and position is None:
         raise BadInput("exclude_radius_arcsec needs a query with a position: a source of this survey")
     mask = row_mask(shelf.columns, filters, bands=shelf.info.band_names, query_position=position)
+    known = encoder.index.known
     if mask is None:
-        n_matching = len(shelf) - (row is not None)
+        n_matching = int(known.sum()) - (row is not None)
     else:
+        mask &= known
         if row is not None:
             mask[row] = False
         n_matching = int(mask.sum())
@@ -73,6 +75,8 @@ def neighbours(
 ) -> NeighboursAnswer:
     """The `k` sources nearest to `source_id` in the space of `encoder`, itself never among them."""
     chosen, row = shelf.encoder(encoder), shelf.row(source_id)
+    if not chosen.index.known[row]:
+        raise BadInput(f"source {source_id!r} has no vector by {chosen.name}: no band of it was observed")
     vector = chosen.vectors(np.array([row]))[0]
     return _search(shelf, chosen, vector, k=k, filters=filters or Filters(), row=row, bands_missing=())
 

@@ -64,6 +64,10 @@ class OpenRedshift:
     def revision(self) -> str:
         return "+".join(part.published.revision for part in self.parts)
 
+    def known(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of `rows` have a vector by every encoder of the fit, (n,)."""
+        return np.asarray(np.logical_and.reduce([part.index.known[rows] for part in self.parts]))
+
     def features(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Features of `rows`, (n, D)."""
         return np.concatenate([part.vectors(rows) for part in self.parts], axis=1)

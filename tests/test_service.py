@@ -231,3 +231,36 @@ def test_an_index_older_than_the_shelf_is_not_built(own_shelf: Path) -> None:
     )
     with pytest.raises(Conflict, match="has 5 rows, the shelf 300"):
         build_index(own_shelf, encoder="vit")
+
+
+def test_a_source_on_no_tile_is_kept_but_never_found_by_its_pixels(tmp_path: Path) -> None:
+    import small_survey
+    from astropy.table import Table
+
+    from redshelf.service.ingest import ingest
+    from redshelf.service.pretrain import pretrain
+    from redshelf.service.search import neighbours
+
+    survey = small_survey.write(tmp_path, sources=150)
+    table = Table.read(tmp_path / "catalogue.fits")
+    table["DEC"][7] += 3.0
+    table.write(tmp_path / "catalogue.fits", overwrite=True)
+    root = tmp_path / "shelf"
+    assert ingest(survey, root).sources_on_no_tile == 1
+    pretrain(root, name="vit", steps=1)
+    for encoder in ("photometry", "vit"):
+        embed(root, encoder=encoder)
+        build_index(root, encoder=encoder)
+        fit(root, encoder=encoder)
+    publish(root, default_encoder="vit")
+    opened = open_shelf(root)
+    assert opened.encoder("vit").index.known.sum() == 149
+    answer = neighbours(opened, "s0008", encoder="vit", k=149)
+    assert answer.n_matching == 148 == len(answer.neighbours)
+    assert "s0007" not in {n.source_id for n in answer.neighbours}
+    with pytest.raises(BadInput, match="'s0007' has no vector by vit"):
+        neighbours(opened, "s0007", encoder="vit")
+    unseen = redshifts(opened, ["s0007"], encoder="vit")[0]
+    assert unseen.z_median is None and "no band of it was observed" in unseen.support.reasons[0]
+    assert redshifts(opened, ["s0007"], encoder="photometry")[0].z_median is not None
+    assert check(root) == []

@@ -1,0 +1,127 @@
+"""Whether the labels can know: support of a source by the labelled sample, in numbers and in words.
+
+`distance_ratio` is the distance to the 5th labelled neighbour over the 99th percentile of the same among the labels.
+The space it is measured in is chosen on labelled magnitude hold-outs (bright labels answer for fainter ones), so the
+target's redshifts are never needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from redshelf.models.errors import BadInput
+from redshelf.models.knn import exact_neighbours, kernel_weights, local_samples, row_quantile
+from redshelf.models.pdf import Pdf
+
+Floats = npt.NDArray[np.float64]
+NEIGHBOUR = 5
+MIN_EFFECTIVE_NEIGHBOURS = 5.0
+MAX_BEYOND_LABELS = 0.05
+# Bright fractions of the labels that answer for the rest; small ones too: mild cuts have too few bad answers to judge.
+HOLDOUT_CUTS = (0.2, 0.35, 0.5, 0.65, 0.8)
+HOLDOUT_NEIGHBOURS = 40
+REASONS = (
+    "no labelled source is near: the distance ratio is above 1",
+    "fewer than 5 effective labelled neighbours",
+    "more than 5% of the density lies beyond the labels' redshifts: a lower limit only",
+)
+
+
+@dataclass(frozen=True)
+class SupportAnswer:
+    """Support of N sources; `flags` (N, 3) bool marks which of `REASONS` hold, `in_support` (N,) where none does."""
+
+    distance_ratio: Floats
+    effective_neighbours: Floats
+    beyond_labels: Floats
+    flags: npt.NDArray[np.bool_]
+
+    @property
+    def in_support(self) -> npt.NDArray[np.bool_]:
+        """(N,) True where no reason speaks against the answer."""
+        return np.asarray(~self.flags.any(axis=1))
+
+    def reasons(self, row: int) -> list[str]:
+        """Why source `row` is out of support, in words; empty when it is in."""
+        return [text for text, flag in zip(REASONS, self.flags[row], strict=True) if flag]
+
+
+@dataclass(frozen=True)
+class Support:
+    """Labelled positions `bank` (L, D) in the chosen space, the distance that means ratio 1, and the labels' z99."""
+
+    bank: npt.NDArray[np.float32]
+    unit_distance: float
+    z_limit: float
+
+    def distance_ratio(self, points: npt.ArrayLike, *, exclude: npt.ArrayLike | None = None) -> Floats:
+        """d_5 of `points` (N, D) over the 99th percentile of d_5 among the labels, (N,); `exclude` hides labels."""
+        distance, _ = exact_neighbours(self.bank, points, NEIGHBOUR, exclude=exclude)
+        return np.asarray(distance[:, -1] / self.unit_distance)
+
+    def answer(
+        self, points: npt.ArrayLike, pdf: Pdf, neighbour_weights: Floats, *, exclude: npt.ArrayLike | None = None
+    ) -> SupportAnswer:
+        """Support of `points` (N, D) with densities `pdf` made from neighbours of weights (N, k) that sum to 1."""
+        ratio = self.distance_ratio(points, exclude=exclude)
+        effective = 1 / (neighbour_weights**2).sum(axis=1)
+        beyond = 1 - pdf.pit(np.full(len(pdf), self.z_limit))
+        flags = np.column_stack([ratio > 1, effective < MIN_EFFECTIVE_NEIGHBOURS, beyond > MAX_BEYOND_LABELS])
+        return SupportAnswer(ratio, effective, np.asarray(beyond), flags)
+
+
+def fit_support(bank: npt.ArrayLike, z: npt.ArrayLike, *, exclude: npt.ArrayLike | None = None) -> Support:
+    """Support by labelled positions (L, D) with redshifts `z` (L,); `exclude` (L, m): each label and its companions."""
+    points = np.ascontiguousarray(bank, dtype=np.float32)
+    hidden = np.arange(len(points)) if exclude is None else np.asarray(exclude)
+    if points.ndim != 2 or len(points) != len(np.asarray(z)) or len(points) < 2 * NEIGHBOUR:
+        raise BadInput(
+            f"support: {points.shape} positions, {len(np.asarray(z))} redshifts: expected (L >= 10, D) and L"
+        )
+    distance, _ = exact_neighbours(points, points, NEIGHBOUR, exclude=hidden)
+    unit = float(np.quantile(distance[:, -1], 0.99))
+    # Labels that all coincide support only themselves: any positive unit says so.
+    return Support(points, unit if unit > 0 else 1e-12, float(np.quantile(np.asarray(z, dtype=np.float64), 0.99)))
+
+
+def choose_space(
+    spaces: Mapping[str, npt.ArrayLike], features: npt.ArrayLike, z: npt.ArrayLike, magnitude: npt.ArrayLike
+) -> tuple[str, dict[str, Any]]:
+    """Name of the space (each (L, D_s)) in which a distance ratio above 1 best marks bad redshifts of fainter labels.
+
+    For each of five magnitude cuts the brighter labels give the fainter ones a redshift (local-linear neighbours in
+    `features` (L, D)) and a distance ratio in every space. Bad is |dz| > 0.15, or the worst twentieth where fewer are.
+    The score is Youden's: fraction of the bad marked minus fraction of the good marked, over all cuts; the greatest
+    wins.
+    Without 200 labels there is nothing to choose on: the first space is taken, and the report says so.
+    """
+    names = list(spaces)
+    magnitude = np.asarray(magnitude, dtype=np.float64)
+    if len(names) == 1 or len(magnitude) < 200:
+        return names[0], {"space": names[0], "chosen": False, "scores": {}}
+    points, y = np.asarray(features, dtype=np.float32), np.log1p(np.asarray(z, dtype=np.float64))
+    order = np.argsort(magnitude, kind="stable")
+    errors, ratios = [], {name: [] for name in names}  # type: ignore[var-annotated]
+    for cut in HOLDOUT_CUTS:
+        bright, faint = np.split(order, [int(cut * len(order))])
+        distance, near = exact_neighbours(points[bright], points[faint], min(HOLDOUT_NEIGHBOURS, len(bright) // 2))
+        share = kernel_weights(distance, np.ones(near.shape))
+        hits = bright[near]
+        samples = local_samples(y[hits], points[hits] - points[faint][:, None], share)
+        errors.append(np.abs(np.expm1(row_quantile(samples, share, 0.5) - y[faint])))
+        for name in names:
+            space = np.asarray(spaces[name], dtype=np.float32)
+            ratios[name].append(fit_support(space[bright], np.expm1(y[bright])).distance_ratio(space[faint]))
+    error = np.concatenate(errors)
+    bad = error > min(0.15, float(np.quantile(error, 0.95)))
+    scores = {}
+    for name in names:
+        marked = np.concatenate(ratios[name]) > 1
+        scores[name] = float(marked[bad].mean() - marked[~bad].mean()) if bad.any() else 0.0
+    best = max(names, key=scores.__getitem__)
+    return best, {"space": best, "chosen": True, "scores": scores, "n_bad": int(bad.sum()), "n": len(bad)}

@@ -1,0 +1,83 @@
+"""Support against closed forms and a shift that is known."""
+
+import numpy as np
+import pytest
+
+from redshelf.models.errors import BadInput
+from redshelf.models.pdf import Pdf, default_edges
+from redshelf.models.support import REASONS, choose_space, fit_support
+
+EDGES = default_edges(2)
+
+
+def narrow(z):
+    mass = np.zeros((len(z), len(EDGES) - 1))
+    mass[np.arange(len(z)), np.searchsorted(EDGES, z) - 1] = 1
+    return Pdf.from_mass(EDGES, mass)
+
+
+def test_a_hundredth_of_the_labels_lies_beyond_ratio_one():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 3))
+    support = fit_support(x, rng.random(2000))
+    ratio = support.distance_ratio(x, exclude=np.arange(2000))
+    assert np.mean(ratio > 1) == pytest.approx(0.01, abs=0.001)
+
+
+def test_the_ratio_is_the_fifth_distance_over_its_unit():
+    x = np.random.default_rng(1).normal(size=(200, 2))
+    support = fit_support(x, np.linspace(0, 1, 200))
+    distance = np.sort(np.linalg.norm(x.astype(np.float32), axis=1))[4]
+    assert support.distance_ratio(np.zeros((1, 2)))[0] == pytest.approx(distance / support.unit_distance, rel=1e-5)
+
+
+def test_each_reason_is_said_in_words_and_only_where_it_holds():
+    rng = np.random.default_rng(2)
+    support = fit_support(rng.normal(size=(500, 2)), rng.uniform(0, 1, 500))
+    points = np.array([[0.0, 0.0], [50.0, 50.0], [0.0, 0.0], [0.0, 0.0]])
+    pdf = narrow(np.array([0.5, 0.5, 0.5, 1.5]))
+    weights = np.full((4, 20), 1 / 20)
+    weights[2] = np.r_[1.0, np.zeros(19)]
+    answer = support.answer(points, pdf, weights)
+    assert [answer.reasons(row) for row in range(4)] == [[], [REASONS[0]], [REASONS[1]], [REASONS[2]]]
+    assert answer.in_support.tolist() == [True, False, False, False]
+    np.testing.assert_allclose(answer.effective_neighbours, [20, 20, 1, 20])
+    np.testing.assert_allclose(answer.beyond_labels, [0, 0, 0, 1], atol=1e-12)
+
+
+def test_labels_that_coincide_support_only_themselves():
+    support = fit_support(np.zeros((50, 2)), np.linspace(0, 1, 50))
+    ratio = support.distance_ratio(np.array([[0.0, 0.0], [0.1, 0.0]]))
+    assert ratio[0] == 0 and ratio[1] > 1
+
+
+def test_the_space_that_marks_the_bad_answers_is_chosen():
+    rng = np.random.default_rng(3)
+    magnitude = rng.uniform(18, 23, 3000)
+    # fainter sources reach colours that bright ones never show, and are redshifted otherwise there
+    colour = rng.uniform(-1, 1, 3000) + np.where(rng.random(3000) < (magnitude - 18) / 10, 3.0, 0.0)
+    z = np.where(colour > 1.5, 2.0, 0.5) + 0.01 * rng.normal(size=3000)
+    spaces = {
+        "noise": rng.normal(size=(3000, 2)),
+        "magnitude": magnitude[:, None] * np.ones(2),
+        "colour": np.column_stack([colour, rng.uniform(-1, 1, 3000)]),
+    }
+    far = (colour > 1.5) & (magnitude < 20.5)
+    name, report = choose_space(
+        {k: v[~far] for k, v in spaces.items()}, spaces["colour"][~far], z[~far], magnitude[~far]
+    )
+    assert name == "colour" and report["chosen"]
+    assert report["scores"]["colour"] > report["scores"]["magnitude"]
+
+
+def test_few_labels_take_the_first_space_and_say_so():
+    x = np.zeros((100, 2))
+    assert choose_space({"a": x, "b": x}, x, np.ones(100), np.arange(100)) == (
+        "a",
+        {"space": "a", "chosen": False, "scores": {}},
+    )
+
+
+def test_too_few_labels_are_refused():
+    with pytest.raises(BadInput, match="support"):
+        fit_support(np.zeros((5, 2)), np.zeros(5))
