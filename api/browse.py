@@ -215,11 +215,9 @@ def home(request: Request, query: Annotated[HomeQuery, Query()], shelf: Shelf, s
     return _render(request, "home.html", shelf=sources.describe(shelf, settings), examples=_examples(shelf))
 
 
-def _redshift(shelf: OpenShelf, source_id: str, encoder: str | None) -> RedshiftAnswer | None:
-    """By the fit on the encoder that was chosen, where there is one, else by the default fit; None without any."""
-    if not shelf.redshifts:
-        return None
-    return redshift.redshifts(shelf, [source_id], encoder=None)[0]
+def _redshift(shelf: OpenShelf, source_id: str) -> RedshiftAnswer | None:
+    """By the default fit, the best validated one, whatever encoder finds the neighbours; None without any."""
+    return redshift.redshifts(shelf, [source_id])[0] if shelf.redshifts else None
 
 
 def _label_redshifts(answer: NeighboursAnswer) -> list[float]:
@@ -234,7 +232,7 @@ def source(
     at_most("k", query.k, settings.max_k)
     facts = sources.source(shelf, source_id)
     similar = search.neighbours(shelf, source_id, encoder=query.encoder, k=query.k)
-    distance = _redshift(shelf, source_id, query.encoder)
+    distance = _redshift(shelf, source_id)
     drawing = distance and plot(distance, z_spec=facts.z_spec, neighbours=_label_redshifts(similar))
     return _render(
         request,

@@ -45,7 +45,7 @@ def encode(encoder: Encoder, reader: Reader, rows: npt.NDArray[np.int64]) -> npt
     if not known.any():
         return vectors
     with torch.inference_mode():
-        found = encoder.embed(batch if known.all() else batch.where(known)).to(torch.float16).numpy()
+        found = encoder.embed(batch if known.all() else batch.select(known)).to(torch.float16).numpy()
     if found.shape != (int(known.sum()), encoder.dim):
         raise BadInput(
             f"encoder {encoder.name} gives vectors of shape {found.shape}, expected ({int(known.sum())}, {encoder.dim})"

@@ -57,7 +57,7 @@ class Batch:
         }
         return replace(self, **moved)
 
-    def where(self, chosen: Tensor) -> Self:
+    def select(self, chosen: Tensor) -> Self:
         """The sources that `chosen` (N,) bool picks."""
         per_survey = {"depth_ab", "psf_fwhm_arcsec"}  # (bands,), unless given for each source
         picked = {
