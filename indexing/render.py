@@ -34,7 +34,7 @@ Image = npt.NDArray[np.float32]
 
 CELL_PX = 256
 FAINTEST = 0.3  # stamps end where the profile falls below this many times the pixel noise
-STAMP_PX = (24, 400)
+STAMP_PX = (24, 1000)
 FAINT_STAMP_PX = 16  # half the width of the stamp of a galaxy fainter than the catalogue
 BAD_COLUMN_PX = 300  # a bad column is this long; there is one for every BAD_COLUMN_AREA pixels of sky
 BAD_COLUMN_AREA = 400_000
@@ -98,7 +98,9 @@ def stamp_px(sources: Sources, flux_ratio: Floats) -> npt.NDArray[np.int64]:
     alpha = max(b.psf_fwhm_arcsec for b in BANDS.values()) / PIXEL_ARCSEC / (2 * np.sqrt(2 ** (1 / MOFFAT_BETA) - 1))
     peak = (disk + bulge) * (MOFFAT_BETA - 1) / (np.pi * alpha**2) / FAINTEST
     wings = alpha * np.sqrt(np.maximum(peak, 1.0) ** (1 / MOFFAT_BETA) - 1)
-    radius = np.maximum(np.maximum(exponential, vaucouleurs) + 4.0, wings)
+    # radii are those along the geometric mean of the axes, and the bulge is rounder than the disk
+    along = np.maximum(exponential / sources.axis_ratio**0.5, vaucouleurs / sources.axis_ratio**0.25)
+    radius = np.maximum(along + 4.0, wings)
     return np.asarray(2 * np.ceil(np.clip(radius, STAMP_PX[0] / 2, STAMP_PX[1] / 2)), dtype=np.int64)
 
 

@@ -249,7 +249,10 @@ def fit_knn(
         return out
 
     tried = {(k, linear): losses(k, linear, one) for k in sizes for linear in (False, True)}
-    k, linear = min(tried, key=lambda choice: weighted_mean(tried[choice], weigh))
+    # a dozen effective labels cannot tell k = 10 from k = 40: leave the plain choice only for a clearly better one
+    first = min(tried, key=lambda choice: float(tried[choice].mean()))
+    best = min(tried, key=lambda choice: weighted_mean(tried[choice], weigh))
+    k, linear = best if clearly_better(tried[first], tried[best], weigh) else first
     plain, shifted = tried[k, linear], losses(k, linear, importance)
     weighted = clearly_better(plain, shifted, weigh) if shift_weights is None else shift_weights
     floor = 0.25 * 1.4826 * weighted_quantile(shifted if weighted else plain, 0.5, weigh) + 1e-4
