@@ -146,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("--ra and --dec go together")
         if (arguments.source_id is not None) + position + (arguments.cutout is not None) != 1:
             parser.error("ask about exactly one of --id, --ra with --dec, and --cutout")
+    # OpenMP threads that spin while they wait slow down everybody on a shared machine, themselves included
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from redshelf.api import commands
 
     try:

@@ -25,7 +25,7 @@ from redshelf.models.errors import BadInput
 from redshelf.models.photometry import Scaling, colour_usable, features, fit_scaling, standardise
 from redshelf.models.training import Fetch, Objective, Report, Sampler, seeded, train
 from redshelf.models.views import turned
-from redshelf.models.vit import SOFTENING, Block, MultiBandViT, Pixels, default_groups, pooled, sized
+from redshelf.models.vit import SOFTENING, Block, MultiBandViT, Pixels, default_groups, sized
 
 KEEP = 0.25  # of the patches of a group, in the steps that hide patches
 HIDE_BANDS = 0.5  # the largest probability with which a step hides a band
@@ -74,7 +74,9 @@ class MaskedAutoencoder(Objective):
         reconstruction = self._reconstruction(whole, hidden, seen, kept)
         parts = {"reconstruction": reconstruction}
         if self.colours is not None and batch.flux_ujy is not None:
-            predicted = self.colours(pooled(seen.flatten(1, 2), seen_alive.flatten(1)))
+            places = self.encoder.centre.expand(seen.shape[0], seen.shape[1], -1)
+            places = places if kept is None else places.gather(2, kept)
+            predicted = self.colours(self.encoder.pooled(seen, seen_alive, places))
             parts["colours"] = self._colour_loss(predicted, batch, usable)
         return reconstruction + AUXILIARY_WEIGHT * parts.get("colours", 0.0), parts
 

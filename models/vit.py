@@ -24,6 +24,7 @@ from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput, nearest
 
 SOFTENING = 3.0  # noise units at which asinh leaves the straight line
+CENTRE_FRACTION = 0.15  # of the cutout: standard deviation of the weight that the embedding gives its middle
 CEILING = 1e4  # of x / SOFTENING: beyond, a pixel is a saturated star's
 MLP_RATIO = 4
 
@@ -101,7 +102,7 @@ class Block(nn.Module):
 
 
 class MultiBandViT(nn.Module):
-    """The encoder: mean of the patch tokens, (N, dim) float32."""
+    """The encoder: mean of the patch tokens, weighted to the cutout's centre, (N, dim) float32."""
 
     kind = "vit"
     needs = frozenset({"pixels"})
@@ -135,6 +136,8 @@ class MultiBandViT(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.positions: Tensor
         self.register_buffer("positions", sine_positions(self.side, dim), persistent=False)
+        self.centre: Tensor
+        self.register_buffer("centre", centre_weights(self.side, patch, cutout_px), persistent=False)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -150,6 +153,7 @@ class MultiBandViT(nn.Module):
             "cutout_px": self.cutout_px,
             "size": asdict(self.size),
             "scaling": {"softening": SOFTENING, "ceiling": CEILING},
+            "centre": CENTRE_FRACTION,
         }
 
     def weights(self) -> dict[str, Tensor]:
@@ -257,14 +261,24 @@ class MultiBandViT(nn.Module):
             )
         with torch.autocast(pixels.values.device.type, torch.bfloat16):
             tokens, alive = self.tokens(pixels, self.conditions(batch, pixels.present))
-            alive = alive.repeat_interleave(self.side**2, dim=1)
-            return pooled(self.encode(tokens.flatten(1, 2), alive), alive)
+            alive = alive[:, :, None].expand(tokens.shape[:3])
+            seen = self.encode(tokens.flatten(1, 2), alive.flatten(1)).view_as(tokens)
+            return self.pooled(seen, alive, self.centre.expand(tokens.shape[:3]))
+
+    def pooled(self, tokens: Tensor, alive: Tensor, weight: Tensor) -> Tensor:
+        """Mean of the tokens (N, G, K, dim) where `alive` (N, G, K), by `weight` (N, G, K) of their places, float32."""
+        share = (alive * weight).flatten(1)
+        total = torch.einsum("ntd,nt->nd", tokens.flatten(1, 2).float(), share)
+        return total / share.sum(dim=1, keepdim=True).clamp(min=1e-9)
 
 
-def pooled(tokens: Tensor, alive: Tensor) -> Tensor:
-    """Mean of the tokens (N, T, dim) where `alive` (N, T), float32."""
-    weight = alive.float()
-    return torch.einsum("ntd,nt->nd", tokens.float(), weight) / weight.sum(dim=1, keepdim=True).clamp(min=1)
+def centre_weights(side: int, patch_px: int, cutout_px: int) -> Tensor:
+    """Gaussian weight of each patch by its distance from the centre, (side * side,).
+
+    A deep cutout holds several sources, and the one that is asked about is in the middle.
+    """
+    offset = (torch.arange(side) - (side - 1) / 2) * patch_px / (CENTRE_FRACTION * cutout_px)
+    return torch.exp(-0.5 * (offset[:, None] ** 2 + offset[None] ** 2)).flatten()
 
 
 def sized(name: str) -> Size:

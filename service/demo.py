@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -129,12 +130,14 @@ def demo(
 
     step("simulate", lambda: simulate(survey, sources=sources, scenario="s1", seed=seed, progress=progress))
     step("ingest", lambda: ingest(survey / "survey.toml", shelf, progress=progress))
-    step("pretrain", lambda: pretrain(shelf, name=ENCODER, max_seconds=pretrain_seconds, progress=progress))
+    # small batches: more steps in the time there is
+    train = partial(pretrain, shelf, name=ENCODER, max_seconds=pretrain_seconds, batch_size=64, progress=progress)
+    step("pretrain", train)
     for encoder in ("photometry", ENCODER):
-        step(f"embed {encoder}", lambda encoder=encoder: embed(shelf, encoder=encoder, progress=progress))  # type: ignore[misc]
-        step(f"index {encoder}", lambda encoder=encoder: build_index(shelf, encoder=encoder))  # type: ignore[misc]
+        step(f"embed {encoder}", partial(embed, shelf, encoder=encoder, progress=progress))
+        step(f"index {encoder}", partial(build_index, shelf, encoder=encoder))
     for name in FITS:
-        step(f"fit {name}", lambda name=name: fit(shelf, encoder=name))  # type: ignore[misc]
+        step(f"fit {name}", partial(fit, shelf, encoder=name))
     step("publish", lambda: publish(shelf))
     opened = open_shelf(shelf)
     z_true = read_truth(survey, opened)
