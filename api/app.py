@@ -35,6 +35,8 @@ def create_app(settings: Settings) -> FastAPI:
         description="Which galaxies look like this one, and how far away is it? Angles in degrees, fluxes in "
         "microjansky, magnitudes AB. Errors are RFC 9457 problems.",
         responses=PROBLEMS,
+        docs_url=None,  # FastAPI's pages load their script from another host
+        redoc_url=None,
     )
     app.state.settings = settings
     app.state.shelf = open_shelf(settings.shelf)

@@ -53,13 +53,15 @@ def windows(fwhm: list[float]) -> list[npt.NDArray[np.float64]]:
 
 
 def measure(image, weight, peak, window) -> tuple[float, float]:  # type: ignore[no-untyped-def]
-    """Flux and error of one band at a 0-based (x, y) peak; pixels without weight count as sky."""
+    """Flux and error of one band at a 0-based (x, y) peak; NaN where a tenth of the aperture is bad (bright cores)."""
     x, y = round(float(peak[0])), round(float(peak[1]))
     height, width = image.shape
     rows, columns = np.arange(max(0, y - 20), min(height, y + 21)), np.arange(max(0, x - 20), min(width, x + 21))
     box, at = np.ix_(rows, columns), np.ix_(rows - y + 20, columns - x + 20)
     good = weight[box] > 0
     w = np.where(good, window[at], 0)
+    if w.sum() < 0.9 * window.sum():
+        return float("nan"), float("nan")
     return float((w * image[box]).sum()), float(np.sqrt((w[good] ** 2 / weight[box][good]).sum()))
 
 
@@ -163,7 +165,7 @@ def likeness(shelf: OpenShelf, encoder: str) -> dict[str, float]:
 def examples(shelf: OpenShelf) -> dict[str, str]:
     """Five sources to look at, chosen by colour, size and elongation among those with i < 22.5."""
     i = shelf.columns["magnitudes"][:, shelf.info.band_names.index("i")]
-    rows = np.flatnonzero(i < 22.5)
+    rows = np.flatnonzero((i < 22.5) & np.isfinite(shelf.columns["magnitudes"]).all(axis=1))
     m = shelf.columns["magnitudes"][rows]
     colour, shape = m[:, 0] - m[:, 2], moments(shelf, rows)
     elongation = np.hypot(shape[:, 1], shape[:, 2])
@@ -196,7 +198,7 @@ def main() -> int:
     root, started = arguments.out / "shelf", time.perf_counter()
     survey = write_survey(folder / "hsc_cosmos_blends_packed.npz", arguments.out / "survey")
     print(ingest(survey, root))
-    pretrain(root, name="vit", max_seconds=30 if arguments.quick else 240, progress=True)
+    pretrain(root, name="vit", max_seconds=30 if arguments.quick else 240, progress=sys.stderr.isatty())
     for encoder in ("photometry", "vit"):
         embed(root, encoder=encoder)
         build_index(root, encoder=encoder)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torture
 from astropy.io import fits
 
 from redshelf.indexing.layout import ShelfInfo
@@ -211,7 +212,7 @@ def test_damaged_bytes_are_refused_and_never_crash() -> None:
         (npz_bytes(cutout=CUBE, bands=np.array(["g", "r", "i"])), None),
     ]
     for blob, bands in whole:
-        for _ in range(150):
+        for _ in range(torture.count(150, 20_000)):
             damaged = bytearray(blob)
             for at in rng.integers(0, len(blob), rng.integers(1, 20)):
                 damaged[at] = rng.integers(256)
