@@ -15,8 +15,9 @@ STAMP := .venv/.installed-$(EXTRA)
 
 venv: $(STAMP)
 
+# --clear: faiss-cpu and faiss-gpu never share an environment
 $(STAMP): pyproject.toml deploy/lock-$(EXTRA).txt
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet -c deploy/lock-$(EXTRA).txt -e ".[$(EXTRA),sim,dev]"
 	touch $@
 

@@ -13,26 +13,28 @@ if TYPE_CHECKING:
     from redshelf.service.shelf import OpenEncoder
     from redshelf.service.upload import Cutout
 
+K = 10  # neighbours, where a question does not say
 TIMEOUT_S = 120  # the first upload makes the server load torch and the weights
 ERRORS: dict[int, type[RedshelfError]] = {404: NotFound, 409: Conflict, 422: BadInput}
 
 
 @dataclass(frozen=True)
 class Question:
-    """One of `source_id`, `position` (RA, Dec in degrees) and `cutout`; `bands` and `unit` go with a cutout."""
+    """One of `source_id`, `position` (RA, Dec in degrees) and `cutout`; `bands`, `unit` and `ebv` go with a cutout."""
 
     source_id: str | None = None
     position: tuple[float, float] | None = None
     cutout: Path | None = None
     bands: str | None = None
     unit: Literal["uJy", "noise"] = "uJy"
+    ebv: float | None = None
 
 
 class Asked(Protocol):
     """What both ways of asking offer."""
 
-    def neighbours(self, question: Question, *, encoder: str | None, k: int) -> NeighboursAnswer: ...
-    def redshift(self, question: Question, *, encoder: str | None, estimator: str | None) -> RedshiftAnswer: ...
+    def neighbours(self, question: Question, *, encoder: str | None, k: int | None) -> NeighboursAnswer: ...
+    def redshift(self, question: Question, *, estimator: str | None) -> RedshiftAnswer: ...
 
 
 def _read(path: Path) -> bytes:
@@ -63,26 +65,28 @@ class OnDisk:
         assert question.cutout is not None
         chosen = upload.pixel_encoder(self.shelf, encoder)
         bands = tuple(name.strip() for name in question.bands.split(",")) if question.bands else None
-        return chosen, upload.read(_read(question.cutout), self.shelf.info, bands=bands, unit=question.unit)
+        blob = _read(question.cutout)
+        return chosen, upload.read(blob, self.shelf.info, bands=bands, unit=question.unit, ebv=question.ebv)
 
-    def neighbours(self, question: Question, *, encoder: str | None, k: int) -> NeighboursAnswer:
+    def neighbours(self, question: Question, *, encoder: str | None, k: int | None) -> NeighboursAnswer:
         from redshelf.service import search, upload
 
+        k = K if k is None else k
         if question.cutout is None:
             return search.neighbours(self.shelf, self._id(question), encoder=encoder, k=k)
         chosen, cutout = self._cutout(question, encoder)
-        vector = upload.embed(chosen, cutout, self.shelf.info)
+        vector = upload.embed(self.shelf, chosen, cutout)
         return search.neighbours_of_vector(
             self.shelf, vector, encoder=chosen.name, k=k, bands_missing=cutout.bands_missing
         )
 
-    def redshift(self, question: Question, *, encoder: str | None, estimator: str | None) -> RedshiftAnswer:
+    def redshift(self, question: Question, *, estimator: str | None) -> RedshiftAnswer:
         from redshelf.service import redshift, upload
 
         if question.cutout is None:
-            return redshift.redshifts(self.shelf, [self._id(question)], encoder=encoder, estimator=estimator)[0]
-        chosen, cutout = self._cutout(question, encoder)
-        vector = upload.embed(chosen, cutout, self.shelf.info)
+            return redshift.redshifts(self.shelf, [self._id(question)], estimator=estimator)[0]
+        chosen, cutout = self._cutout(question, None)
+        vector = upload.embed(self.shelf, chosen, cutout)
         return redshift.redshift_of_vector(
             self.shelf, vector, encoder=chosen.name, estimator=estimator, bands_missing=cutout.bands_missing
         )
@@ -110,37 +114,34 @@ class OverHttp:
             raise kind(document.get("detail", f"{self.url}{route} answered {response.status_code}"))
         return document
 
-    def _upload(self, question: Question) -> dict[str, Any]:
-        assert question.cutout is not None
-        form = {"unit": question.unit} | ({"bands": question.bands} if question.bands else {})
-        return {"files": {"file": (question.cutout.name, _read(question.cutout))}, "data": form}
-
-    def _ask(self, question: Question, *, encoder: str | None, k: int) -> Any:
+    def _source(self, question: Question) -> str:
+        """The address of the source that is asked about, by id or by position."""
         from urllib.parse import quote
 
-        parameters = {"k": k} | ({"encoder": encoder} if encoder else {})
-        if question.cutout is not None:
-            return self._call("POST", "/v1/cutouts/neighbours", params=parameters, **self._upload(question))
+        source_id = question.source_id
         if question.position is not None:
             ra, dec = question.position
-            body = {**parameters, "position": {"ra_deg": ra, "dec_deg": dec}}
-            return self._call("POST", "/v1/neighbours", json=body)
-        return self._call("GET", f"/v1/sources/{quote(str(question.source_id), safe='')}/neighbours", params=parameters)
+            source_id = self._call("GET", "/v1/sources", params={"ra_deg": ra, "dec_deg": dec})["source_id"]
+        return f"/v1/sources/{quote(str(source_id), safe='')}"
 
-    def neighbours(self, question: Question, *, encoder: str | None, k: int) -> NeighboursAnswer:
-        return NeighboursAnswer.model_validate(self._ask(question, encoder=encoder, k=k))
+    def _ask(self, question: Question, what: str, **given: Any) -> Any:
+        parameters = {name: value for name, value in given.items() if value is not None}
+        if question.cutout is None:
+            return self._call("GET", f"{self._source(question)}/{what}", params=parameters)
+        form = {"unit": question.unit, "bands": question.bands or None, "ebv": question.ebv}
+        return self._call(
+            "POST",
+            f"/v1/cutouts/{what}",
+            params=parameters,
+            files={"file": (question.cutout.name, _read(question.cutout))},
+            data={name: value for name, value in form.items() if value is not None},
+        )
 
-    def redshift(self, question: Question, *, encoder: str | None, estimator: str | None) -> RedshiftAnswer:
-        from urllib.parse import quote
+    def neighbours(self, question: Question, *, encoder: str | None, k: int | None) -> NeighboursAnswer:
+        return NeighboursAnswer.model_validate(self._ask(question, "neighbours", encoder=encoder, k=k))
 
-        chosen = {"encoder": encoder, "estimator": estimator}
-        parameters = {name: value for name, value in chosen.items() if value}
-        if question.cutout is not None:
-            document = self._call("POST", "/v1/cutouts/redshift", params=parameters, **self._upload(question))
-        else:
-            source_id = question.source_id or self._ask(question, encoder=None, k=1)["query"]
-            document = self._call("GET", f"/v1/sources/{quote(source_id, safe='')}/redshift", params=parameters)
-        return RedshiftAnswer.model_validate(document)
+    def redshift(self, question: Question, *, estimator: str | None) -> RedshiftAnswer:
+        return RedshiftAnswer.model_validate(self._ask(question, "redshift", estimator=estimator))
 
 
 def open_asked(shelf: Path, url: str | None) -> Asked:

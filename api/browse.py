@@ -19,7 +19,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import Field
 
-from redshelf.api.queries import InForce, Shelf, Strict, at_most
+from redshelf.api.queries import InForce, Shelf, Strict, how_many
 from redshelf.models.errors import BadInput
 from redshelf.service import redshift, search, sources
 from redshelf.service.answers import NeighboursAnswer, RedshiftAnswer
@@ -48,7 +48,7 @@ class HomeQuery(Strict):
 
 class SourceQuery(Strict):
     encoder: str | None = None
-    k: int = Field(GRID, ge=1, le=1000)
+    k: int | None = Field(None, ge=1, le=1000)
 
 
 def is_page(path: str) -> bool:
@@ -220,18 +220,20 @@ def _redshift(shelf: OpenShelf, source_id: str) -> RedshiftAnswer | None:
     return redshift.redshifts(shelf, [source_id])[0] if shelf.redshifts else None
 
 
-def _label_redshifts(answer: NeighboursAnswer) -> list[float]:
-    return [n.z_spec for n in answer.neighbours if n.z_spec is not None and n.object_class == "galaxy"]
+def _label_redshifts(answer: NeighboursAnswer | None) -> list[float]:
+    neighbours = answer.neighbours if answer else []
+    return [n.z_spec for n in neighbours if n.z_spec is not None and n.object_class == "galaxy"]
 
 
 @router.get("/source/{source_id}", response_class=HTMLResponse)
 def source(
     request: Request, source_id: str, query: Annotated[SourceQuery, Query()], shelf: Shelf, settings: InForce
 ) -> Response:
-    """One source: its picture and facts, p(z), and what looks like it."""
-    at_most("k", query.k, settings.max_k)
-    facts = sources.source(shelf, source_id)
-    similar = search.neighbours(shelf, source_id, encoder=query.encoder, k=query.k)
+    """One source: its picture and facts, p(z), and what looks like it, by an encoder that has seen it."""
+    k = how_many(query.k, settings, usual=GRID)
+    facts, row, asked = sources.source(shelf, source_id), shelf.row(source_id), shelf.encoder(query.encoder).name
+    seen_by = [name for name in sorted(shelf.encoders) if shelf.encoder(name).index.known[row]]
+    similar = search.neighbours(shelf, source_id, encoder=asked, k=k) if asked in seen_by else None
     distance = _redshift(shelf, source_id)
     drawing = distance and plot(distance, z_spec=facts.z_spec, neighbours=_label_redshifts(similar))
     return _render(
@@ -242,7 +244,9 @@ def source(
         similar=similar,
         redshift=distance,
         plot=drawing,
-        encoders=sorted(shelf.encoders),
-        k=query.k,
+        asked=asked,
+        encoders=seen_by,
+        k=k,
+        counts=[n for n in sorted({12, GRID, 48, 96, k}) if n <= settings.max_k],
         chosen=query.encoder,
     )

@@ -52,6 +52,9 @@ def _question(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--cutout", type=Path, metavar="FILE", help="FITS (an HDU a band, or a cube), .npy or .npz")
     parser.add_argument("--bands", help="comma-separated bands of the planes of a cube or array")
     parser.add_argument("--unit", choices=("uJy", "noise"), default="uJy", help="of the cutout's pixels [uJy]")
+    parser.add_argument(
+        "--ebv", type=float, metavar="MAG", help="the cutout's Galactic reddening [its FITS header's EBV]"
+    )
     parser.add_argument("--url", help="ask this server instead of the shelf on disk, e.g. http://127.0.0.1:8000")
     parser.add_argument("--encoder", help="embedding space [the shelf's default]")
 
@@ -116,11 +119,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = add("search", "sources that look like one, and how far away it is")
     _question(p)
-    p.add_argument("-k", type=int, default=10, help="how many [10]")
-
-    p = add("redshift", "how far away one source is")
-    _question(p)
-    p.add_argument("--estimator", help="[the shelf's default]")
+    p.add_argument("-k", type=int, help="how many [10]")
+    p.add_argument("--estimator", metavar="NAME", help="of the redshift [the shelf's default]")
 
     add("check", "compare every file of the newest generation with its checksum")
     add("status", "what the shelf has, and what is missing")
@@ -146,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("--ra and --dec go together")
         if (arguments.source_id is not None) + position + (arguments.cutout is not None) != 1:
             parser.error("ask about exactly one of --id, --ra with --dec, and --cutout")
+        if arguments.json and arguments.estimator:
+            parser.error("--json prints the neighbours alone, and --estimator is of the redshift")
     # OpenMP threads that spin while they wait slow down everybody on a shared machine, themselves included
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from redshelf.api import commands

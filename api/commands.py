@@ -156,7 +156,7 @@ def _question(arguments: Namespace) -> Question:
     from redshelf.api.ask import Question
 
     position = None if arguments.ra is None else (arguments.ra, arguments.dec)
-    return Question(arguments.source_id, position, arguments.cutout, arguments.bands, arguments.unit)
+    return Question(arguments.source_id, position, arguments.cutout, arguments.bands, arguments.unit, arguments.ebv)
 
 
 def search(arguments: Namespace) -> int:
@@ -170,19 +170,11 @@ def search(arguments: Namespace) -> int:
         return 0
     print(show.neighbours(found), end="\n\n")
     try:
-        print(show.redshift(asked.redshift(question, encoder=None, estimator=None)))
+        print(show.redshift(asked.redshift(question, estimator=arguments.estimator)))
     except RedshelfError as error:  # a shelf without a fit still answers what it was asked
+        if arguments.estimator:
+            raise
         print(f"no redshift: {error}")
-    return 0
-
-
-def redshift(arguments: Namespace) -> int:
-    from redshelf.api import show
-    from redshelf.api.ask import open_asked
-
-    asked = open_asked(_shelf(arguments), arguments.url)
-    found = asked.redshift(_question(arguments), encoder=arguments.encoder, estimator=arguments.estimator)
-    print(found.model_dump_json() if arguments.json else show.redshift(found))
     return 0
 
 
@@ -230,6 +222,6 @@ def demo(arguments: Namespace) -> int:
 RUN: dict[str, Callable[[Namespace], int]] = {
     function.__name__: function
     for function in (
-        simulate, ingest, pretrain, train, embed, index, fit, publish, serve, search, redshift, check, status, demo
+        simulate, ingest, pretrain, train, embed, index, fit, publish, serve, search, check, status, demo
     )
 }  # fmt: skip

@@ -14,8 +14,8 @@ from redshelf.api.queries import (
     NeighboursQuery,
     NoQuery,
     Shelf,
-    at_most,
     band_list,
+    how_many,
 )
 from redshelf.service import search, upload
 from redshelf.service.answers import NeighboursAnswer
@@ -28,8 +28,8 @@ def of_source(
     source_id: str, query: Annotated[NeighboursQuery, Query()], shelf: Shelf, settings: InForce
 ) -> NeighboursAnswer:
     """The `k` sources nearest to this one in the encoder's space, itself never among them."""
-    at_most("k", query.k, settings.max_k)
-    return search.neighbours(shelf, source_id, encoder=query.encoder, k=query.k, filters=query.filters())
+    k = how_many(query.k, settings)
+    return search.neighbours(shelf, source_id, encoder=query.encoder, k=k, filters=query.filters())
 
 
 @router.post("/neighbours", response_model=NeighboursAnswer)
@@ -37,16 +37,16 @@ def of_query(
     query: Annotated[NoQuery, Query()], body: NeighboursBody, shelf: Shelf, settings: InForce
 ) -> NeighboursAnswer:
     """The same, of a source by id, of the source at a position, or of a vector of the encoder's space."""
-    at_most("k", body.k, settings.max_k)
+    k = how_many(body.k, settings)
     if body.vector is not None:
-        vector = np.array(body.vector, dtype=np.float32)
-        return search.neighbours_of_vector(shelf, vector, encoder=body.encoder, k=body.k, filters=body.filters())
+        vector = np.array(body.vector)
+        return search.neighbours_of_vector(shelf, vector, encoder=body.encoder, k=k, filters=body.filters())
     source_id = body.source_id
     if body.position is not None:
         at = body.position
         source_id = search.nearest_source(shelf, at.ra_deg, at.dec_deg, radius_arcsec=at.radius_arcsec)
     assert source_id is not None  # NeighboursBody holds exactly one of the three
-    return search.neighbours(shelf, source_id, encoder=body.encoder, k=body.k, filters=body.filters())
+    return search.neighbours(shelf, source_id, encoder=body.encoder, k=k, filters=body.filters())
 
 
 @router.post("/cutouts/neighbours", response_model=NeighboursAnswer)
@@ -57,14 +57,14 @@ def of_cutout(
     settings: InForce,
 ) -> NeighboursAnswer:
     """The sources that look like an uploaded cutout. A cutout larger than the survey's is cut to its centre."""
-    at_most("k", query.k, settings.max_k)
+    k = how_many(query.k, settings)
     chosen = upload.pixel_encoder(shelf, query.encoder)
-    cutout = upload.read(form.file.file.read(), shelf.info, bands=band_list(form.bands), unit=form.unit)
+    cutout = upload.read(form.file.file.read(), shelf.info, bands=band_list(form.bands), unit=form.unit, ebv=form.ebv)
     return search.neighbours_of_vector(
         shelf,
-        upload.embed(chosen, cutout, shelf.info),
+        upload.embed(shelf, chosen, cutout),
         encoder=chosen.name,
-        k=query.k,
+        k=k,
         filters=query.filters(),
         bands_missing=cutout.bands_missing,
     )

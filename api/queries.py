@@ -10,13 +10,14 @@ from dataclasses import fields
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import Depends, Request, UploadFile
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from redshelf.indexing.filters import Filters
 from redshelf.models.errors import BadInput
 from redshelf.service.answers import Problem
 from redshelf.service.settings import Settings
 from redshelf.service.shelf import OpenShelf
+from redshelf.service.upload import MAX_EBV
 
 # for FastAPI(responses=...): what every route may answer instead, as problem+json
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -24,6 +25,9 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     409: {"model": Problem, "description": "The request contradicts what is stored"},
     422: {"model": Problem, "description": "A value is malformed or out of range"},
 }
+
+
+K = 10  # neighbours, where a request does not say
 
 
 class Strict(BaseModel):
@@ -61,7 +65,8 @@ class FilterQuery(Strict):
 
 class NeighboursQuery(FilterQuery):
     encoder: str | None = Field(None, description="an embedding space of /v1/shelf; the default one by default")
-    k: int = Field(10, ge=1, le=1000)
+    k: int | None = Field(None, ge=1, le=1000, description=f"how many; {K}, or the server's `max_k` where it is less")
+    exact: bool = Field(False, description="exact search, whatever the index is; every index is exact so far")
 
 
 class RedshiftQuery(Strict):
@@ -92,6 +97,7 @@ class NeighboursBody(NeighboursQuery):
     source_id: str | None = None
     position: Position | None = None
     vector: list[float] | None = Field(None, min_length=1, max_length=65_536)
+    exact: StrictBool = False
 
     @model_validator(mode="after")
     def _one_query(self) -> Self:
@@ -108,11 +114,13 @@ class RedshiftsBody(RedshiftQuery):
 
 
 class CutoutForm(Strict):
-    """An uploaded cutout. `bands`: comma-separated, for a cube or an array; `unit`: of the pixels."""
+    """An uploaded cutout. `bands`: comma-separated, for a cube or an array; `unit`: of the pixels; `ebv`: Galactic
+    reddening, by default that of a FITS header's EBV card, else the median of the survey."""
 
     file: UploadFile = Field(description="FITS (an image HDU a band, or a cube), .npy or .npz")
     bands: str | None = None
     unit: Literal["uJy", "noise"] = "uJy"
+    ebv: float | None = Field(None, ge=0, le=MAX_EBV, description="mag")
 
 
 async def _shelf(request: Request) -> OpenShelf:
@@ -133,6 +141,13 @@ def at_most(name: str, value: int, limit: int) -> None:
     """`BadInput` where a number passes the limit that this server sets."""
     if value > limit:
         raise BadInput(f"{name}={value}: this server takes at most {limit}")
+
+
+def how_many(k: int | None, settings: Settings, *, usual: int = K) -> int:
+    """`k`, or the usual number as far as this server allows it; `BadInput` where `k` passes the limit."""
+    if k is not None:
+        at_most("k", k, settings.max_k)
+    return min(usual, settings.max_k) if k is None else k
 
 
 def band_list(text: str | None) -> tuple[str, ...] | None:

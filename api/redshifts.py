@@ -37,10 +37,10 @@ def of_cutout(
 ) -> RedshiftAnswer:
     """The redshift of an uploaded cutout, by an estimator fitted on a pixel encoder alone."""
     chosen = upload.pixel_encoder(shelf, query.encoder)
-    cutout = upload.read(form.file.file.read(), shelf.info, bands=band_list(form.bands), unit=form.unit)
+    cutout = upload.read(form.file.file.read(), shelf.info, bands=band_list(form.bands), unit=form.unit, ebv=form.ebv)
     return redshift.redshift_of_vector(
         shelf,
-        upload.embed(chosen, cutout, shelf.info),
+        upload.embed(shelf, chosen, cutout),
         encoder=chosen.name,
         estimator=query.estimator,
         pdf=query.pdf,

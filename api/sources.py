@@ -6,8 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from redshelf.api.queries import CutoutQuery, InForce, NoQuery, Shelf, band_list
-from redshelf.service import pictures
+from redshelf.api.queries import CutoutQuery, InForce, NoQuery, Position, Shelf, band_list
+from redshelf.service import pictures, search
 from redshelf.service import sources as service
 from redshelf.service.answers import ShelfAnswer, SourceAnswer
 
@@ -18,6 +18,13 @@ router = APIRouter(prefix="/v1", tags=["sources"])
 def shelf(query: Annotated[NoQuery, Query()], shelf: Shelf, settings: InForce) -> ShelfAnswer:
     """The survey, its bands, encoders, estimators, and the limits of this server."""
     return service.describe(shelf, settings)
+
+
+@router.get("/sources", response_model=SourceAnswer)
+def source_at(query: Annotated[Position, Query()], shelf: Shelf) -> SourceAnswer:
+    """The catalogue row of the source nearest to a position."""
+    source_id = search.nearest_source(shelf, query.ra_deg, query.dec_deg, radius_arcsec=query.radius_arcsec)
+    return service.source(shelf, source_id)
 
 
 @router.get("/sources/{source_id}", response_model=SourceAnswer)

@@ -66,12 +66,18 @@ def ids(values: npt.NDArray[Any], *, column: str) -> npt.NDArray[np.bytes_]:
     return texts.astype(np.bytes_)
 
 
+def _as_stored(values: Sequence[Any], column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Values of a survey file in the precision of a column of floats: -99.9 stored as float32 is not the float64."""
+    with np.errstate(over="ignore"):  # beyond the column's range is infinite, which no value of it is
+        return np.asarray(values, dtype=column.dtype if column.dtype.kind == "f" else None)
+
+
 def passes(columns: Columns, cuts: Sequence[Cut]) -> Bools:
-    """(N,) True where a row passes every cut; a missing value passes none."""
+    """(N,) True where a row passes every cut, compared in the column's own precision; a missing value passes none."""
     keep = np.ones(len(next(iter(columns.values()))), dtype=bool)
     for cut in cuts:
         values = columns[cut.column]
-        wanted = cut.value if isinstance(cut.value, list) else [cut.value]
+        wanted: Any = cut.value if isinstance(cut.value, list) else [cut.value]
         textual = values.dtype.kind == "U"
         if any(isinstance(w, str) != textual for w in wanted):
             raise BadInput(
@@ -79,12 +85,14 @@ def passes(columns: Columns, cuts: Sequence[Cut]) -> Bools:
             )
         if textual:
             keep &= values != ""
-        else:
-            if cut.modulo is not None or cut.floor or values.dtype.kind == "f":
-                values = numbers(columns, cut.column)
-                keep &= np.isfinite(values)
+        elif cut.modulo is not None or cut.floor:
+            values = numbers(columns, cut.column)
+            keep &= np.isfinite(values)
             values = values if cut.modulo is None else np.mod(values, cut.modulo)
             values = np.floor(values) if cut.floor else values
+        elif values.dtype.kind == "f":
+            keep &= np.isfinite(values)
+            wanted = _as_stored(wanted, values)
         if cut.operator in ("in", "not in"):
             keep &= np.isin(values, wanted, invert=cut.operator == "not in")
         else:
@@ -159,12 +167,8 @@ def _first_valid(band: BandSection, columns: Columns) -> tuple[Floats, Floats]:
     value = np.full(len(columns[names[0]]), np.nan)
     error = value.copy()
     for position, name in enumerate(names):
-        stored = columns[name]
         found = numbers(columns, name)
-        # -99.9 stored as float32 is not the float64 -99.9: compare in the column's own precision
-        missing = np.isin(
-            stored, np.asarray(band.missing, dtype=stored.dtype if stored.dtype.kind == "f" else np.float64)
-        )
+        missing = np.isin(columns[name], _as_stored(band.missing, columns[name]))
         take = np.isnan(value) & np.isfinite(found) & ~missing & (found >= low) & (found <= high)
         value[take] = found[take]
         if errors:

@@ -14,10 +14,11 @@ import numpy.typing as npt
 
 from redshelf.indexing import store
 from redshelf.indexing.batches import Reader
+from redshelf.indexing.files import alone
 from redshelf.indexing.layout import Layout
 from redshelf.models.bands import State
 from redshelf.models.encoder import Encoder
-from redshelf.models.errors import BadInput, Conflict
+from redshelf.models.errors import BadInput
 
 PART_ROWS = 16384
 
@@ -57,14 +58,17 @@ def encode(encoder: Encoder, reader: Reader, rows: npt.NDArray[np.int64]) -> npt
     return vectors
 
 
-def _receipts(layout: Layout, encoder: Encoder) -> Path:
-    return layout.work(f"embed.{encoder.name}.{encoder.revision}")
-
-
 def embed_part(
-    layout: Layout, encoder: Encoder, reader: Reader, part: int, span: tuple[int, int], *, batch_size: int
+    layout: Layout,
+    encoder: Encoder,
+    reader: Reader,
+    *,
+    part: int,
+    span: tuple[int, int],
+    receipts: Path,
+    batch_size: int,
 ) -> int:
-    """Embed the rows of one part and leave its receipt; returns the rows written."""
+    """Embed the rows of one part and leave its receipt in `receipts`; returns the rows written."""
     import pyarrow as pa
 
     schema = store.embeddings_schema(encoder.dim)
@@ -76,7 +80,7 @@ def embed_part(
             yield pa.record_batch([pa.array(rows), store.fixed_list(vectors)], schema=schema)
 
     table = layout.embeddings(encoder.name, encoder.revision)
-    return store.write_part(table, schema, batches(), receipts=_receipts(layout, encoder), part=part, first_row=span[0])
+    return store.write_part(table, schema, batches(), receipts=receipts, part=part, first_row=span[0])
 
 
 def embed_all(
@@ -86,29 +90,23 @@ def embed_all(
 
     Two runs of one embedding at once: the second raises `Conflict`.
     """
-    from filelock import FileLock, Timeout
     from tqdm import tqdm
 
     reader = Reader(layout, layout.read_info(), bands=encoder.bands, needs=encoder.needs)
     table = layout.embeddings(encoder.name, encoder.revision)
-    folder = _receipts(layout, encoder)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(str(folder.parent / f"{folder.name}.run.lock"), timeout=0):
-            have = store.count_rows(table)
-            if have == reader.rows:
-                return have
-            ranges = [(a + have, b + have) for a, b in part_ranges(reader.rows - have, part_rows)]
-            done = store.done_parts(folder)
-            with tqdm(
-                total=reader.rows, initial=have, unit=" sources", desc=f"embed {encoder.name}", disable=not progress
-            ) as bar:
-                for part, span in enumerate(ranges):
-                    if part not in done:
-                        embed_part(layout, encoder, reader, part, span, batch_size=batch_size)
-                    bar.update(span[1] - span[0])
-            plan = f"embed:{encoder.revision}:{have}:{reader.rows}:{part_rows}"
-            schema = store.embeddings_schema(encoder.dim)
-            return store.commit_parts(table, schema, receipts=folder, parts=len(ranges), plan=plan)
-    except Timeout as error:
-        raise Conflict(f"another run is embedding {encoder.name} on {layout.root}: wait for it to end") from error
+    job = f"embed.{encoder.name}.{encoder.revision}"
+    with alone(layout.work(f"{job}.lock"), f"another run is embedding {encoder.name} on {layout.root}"):
+        have = store.count_rows(table)
+        if have == reader.rows:
+            return have
+        ranges = [(a + have, b + have) for a, b in part_ranges(reader.rows - have, part_rows)]
+        receipts = layout.work(f"{job}.{have}-{reader.rows}.{part_rows}")  # only the same plan goes on from them
+        done = store.done_parts(receipts)
+        label = f"embed {encoder.name}"
+        with tqdm(total=reader.rows, initial=have, unit=" sources", desc=label, disable=not progress) as bar:
+            for part, span in enumerate(ranges):
+                if part not in done:
+                    embed_part(layout, encoder, reader, part=part, span=span, receipts=receipts, batch_size=batch_size)
+                bar.update(span[1] - span[0])
+        schema = store.embeddings_schema(encoder.dim)
+        return store.commit_parts(table, schema, receipts=receipts, parts=len(ranges), plan=receipts.name)

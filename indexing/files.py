@@ -4,11 +4,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from redshelf.models.errors import BadInput
+from redshelf.models.errors import BadInput, Conflict
 
 
 def _sync_folder(folder: Path) -> None:
@@ -58,6 +59,23 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not valid JSON ({error}): the file is damaged") from error
+
+
+@contextmanager
+def alone(lock: Path, busy: str) -> Iterator[None]:
+    """Hold the lock file, or raise `Conflict` saying `busy` where another process holds it."""
+    from filelock import FileLock, Timeout
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(str(lock), timeout=0)
+    try:
+        held.acquire()
+    except Timeout as error:
+        raise Conflict(busy) from error
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def sha256(path: Path) -> str:

@@ -58,10 +58,6 @@ class Generation(BaseModel):
     default_estimator: str | None
     files: dict[str, FileFacts]
 
-    @property
-    def tag(self) -> str:
-        return f"generation-{self.number}"
-
 
 def numbers(layout: Layout) -> list[int]:
     """The published generations, oldest first."""

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from redshelf.indexing.files import write_bytes
+from redshelf.indexing.files import read_json, write_bytes
 from redshelf.models.bands import Band
 from redshelf.models.errors import BadInput, NotFound, nearest
 
@@ -116,9 +116,9 @@ class Layout:
     def encoders(self) -> dict[str, list[str]]:
         """{encoder name: its revisions, oldest first} of the models on this shelf."""
         found: dict[str, list[tuple[float, str]]] = {}
-        for config in self.models.glob("*/config.json"):
-            name, _, revision = config.parent.name.rpartition(".")
-            found.setdefault(name, []).append((config.stat().st_mtime, revision))
+        for path in self.models.glob("[!.]*/provenance.json"):
+            name, _, revision = path.parent.name.rpartition(".")
+            found.setdefault(name, []).append((read_json(path)["created"], revision))
         return {name: [revision for _, revision in sorted(pairs)] for name, pairs in sorted(found.items())}
 
     def newest(self, encoder: str) -> str:

@@ -64,6 +64,12 @@ def _path(survey: Survey, band: BandSection, pattern: str, tile: str) -> Path:
     return Path(tile.join(_pieces(survey, band, pattern)))
 
 
+def companions(survey: Survey, band: BandSection, tile: str) -> dict[str, Path]:
+    """{"weight": path, "mask": path} beside the image of a band and tile, without those that the band has not."""
+    patterns = {"weight": band.weight, "mask": band.mask}
+    return {what: _path(survey, band, pattern, tile) for what, pattern in patterns.items() if pattern is not None}
+
+
 def _expression(pieces: list[str]) -> re.Pattern[str]:
     first, *rest = [re.escape(piece) for piece in pieces]
     return re.compile(first + "".join(("([^/]+)" if n == 0 else r"\1") + piece for n, piece in enumerate(rest)))
@@ -148,13 +154,11 @@ def open_mosaic(survey: Survey, band: BandSection, tile: str, path: Path) -> Mos
     if not (np.abs(scales / wanted - 1) <= SCALE_TOLERANCE).all():
         shown = " x ".join(f"{scale:.5g}" for scale in scales)
         raise BadInput(f"{path}: pixel scale {shown} arcsec, expected pixel_scale_arcsec={wanted:g} to 1%")
-    beside: dict[str, Path] = {}
-    for what, pattern in (("weight", band.weight), ("mask", band.mask)):
-        if pattern is not None:
-            beside[what] = _path(survey, band, pattern, tile)
-            with _image(beside[what], None) as (other, _, _):
-                if tuple(other.shape) != shape:
-                    raise BadInput(f"{beside[what]}: the {what} has shape {other.shape}, its image {path.name} {shape}")
+    beside = companions(survey, band, tile)
+    for what, companion in beside.items():
+        with _image(companion, None) as (other, _, _):
+            if tuple(other.shape) != shape:
+                raise BadInput(f"{companion}: the {what} has shape {other.shape}, its image {path.name} {shape}")
     zero_points = (band.image_zero_point, band.zero_point)
     zero_point = next((z for z in zero_points if z is not None), None)
     factor = 1.0 if zero_point is None else float(ab_to_flux(zero_point))
@@ -257,9 +261,25 @@ def assign(tiles: Sequence[Tile], ra_deg: Floats, dec_deg: Floats) -> npt.NDArra
     return chosen
 
 
+def _sky_rms(pixels: Images) -> float:
+    """1.4826 times the median absolute deviation; where that is 0, as half of the pixels hold one value (a filling, a
+    count), the standard deviation of the other pixels, clipped at 3 sigma. 0 if that is 0 too."""
+    from astropy.stats import sigma_clipped_stats
+
+    middle = np.median(pixels)
+    rms = 1.4826 * np.median(np.abs(pixels - middle))
+    others = pixels[pixels != middle]
+    if rms == 0 and len(others):
+        rms = sigma_clipped_stats(others.astype(np.float64), sigma=3)[2]
+    return float(rms)
+
+
 def pixel_noise(mosaics: Sequence[Mosaic]) -> float:
-    """Median pixel rms [uJy] of some mosaics of one band: 1/sqrt of the median positive weight, else 1.4826 times the
-    median absolute deviation of the sky (pixels that are exactly zero are taken as uncovered). NaN if all are bad."""
+    """Median pixel rms [uJy] of some mosaics of one band: 1/sqrt of the median positive weight, else the rms of the sky
+    (pixels that are exactly zero are taken as uncovered). Mosaics on which that is 0 do not count.
+
+    NaN if all are bad, 0 if none of the others has an rms: nothing can be divided by it.
+    """
     found = []
     for mosaic in mosaics:
         ny, nx = mosaic.shape
@@ -273,12 +293,10 @@ def pixel_noise(mosaics: Sequence[Mosaic]) -> float:
             good = np.isfinite(image) & use & (True if mask is None else ~mask)
             images.append(image[good & (image != 0)])
             if weight is not None:
-                weights.append(weight[good & (weight > 0)])
+                weights.append(weight[good & np.isfinite(weight) & (weight > 0)])
         pixels = np.concatenate(weights or images)
         if not len(pixels):
             continue
-        if weights:
-            found.append(float(1 / np.sqrt(np.median(pixels))))
-        else:
-            found.append(float(1.4826 * np.median(np.abs(pixels - np.median(pixels)))))
-    return float(np.median(found)) if found else float("nan")
+        found.append(float(1 / np.sqrt(np.median(pixels))) if weights else _sky_rms(pixels))
+    positive = [rms for rms in found if rms > 0]
+    return float(np.median(positive)) if positive else 0.0 if found else float("nan")

@@ -128,22 +128,34 @@ def write_part(
     """Write one part as uncommitted fragments and its receipt; returns its rows.
 
     The batches' `row` column must count up from `first_row`; anything else is `BadInput` and leaves no receipt.
+    Whatever `batches` raises comes out as it was raised, and leaves none either.
     """
     from lance.fragment import write_fragments
 
     started, next_row = time.perf_counter(), first_row
+    raised: list[Exception] = []
 
     def checked() -> Iterable[pa.RecordBatch]:
         nonlocal next_row
-        for batch in batches:
-            rows = batch.column(batch.schema.get_field_index("row")).to_numpy()
-            if len(rows) and (rows[0] != next_row or (np.diff(rows) != 1).any()):
-                raise BadInput(f"{table.name} part {part}: rows do not count up from {next_row}")
-            next_row += len(rows)
-            yield batch
+        try:
+            for batch in batches:
+                rows = batch.column(batch.schema.get_field_index("row")).to_numpy()
+                if len(rows) and (rows[0] != next_row or (np.diff(rows) != 1).any()):
+                    raise BadInput(f"{table.name} part {part}: rows do not count up from {next_row}")
+                next_row += len(rows)
+                yield batch
+        except Exception as error:
+            raised.append(error)
+            raise
 
     reader = pa.RecordBatchReader.from_batches(schema, checked())
-    fragments = write_fragments(reader, str(table), schema=schema)
+    try:
+        fragments = write_fragments(reader, str(table), schema=schema)
+    except OSError:  # also what Arrow's C interface makes of every exception of the batches, with its traceback as text
+        if not raised:
+            raise
+    if raised:
+        raise raised[0]
     receipt = {
         "part": part,
         "first_row": first_row,
@@ -217,9 +229,10 @@ def replace_table(path: Path, table: pa.Table) -> None:
     lance.write_dataset(table, str(path), mode="overwrite" if (path / "_versions").is_dir() else "create")
 
 
-def tag(path: Path, name: str) -> int:
-    """Tag the table's newest version, so that no clean-up removes it, and return that version."""
-    dataset = open_table(path)
-    if name not in dataset.tags.list():
-        dataset.tags.create(name, dataset.version)
-    return int(dataset.version)
+def tag(dataset: Any, name: str) -> None:
+    """Tag the version that `dataset` is open at, so that no clean-up removes it; a tag left by a killed run moves."""
+    tags = dataset.tags
+    if name in tags.list():
+        tags.update(name, dataset.version)
+    else:
+        tags.create(name, dataset.version)

@@ -43,7 +43,8 @@ def _masked_to_numpy(values: npt.NDArray[Any], missing: Bools | None) -> npt.NDA
         return np.char.rstrip(np.where(missing, "", texts) if missing is not None else texts)
     values = values.astype(values.dtype.newbyteorder("="))
     if missing is not None and missing.any():
-        values = np.where(missing, np.nan, values.astype(np.float64))
+        # a float32 column stays one, so that -99.9 of a cut or of `missing` is found in it
+        values = np.where(missing, np.nan, values if values.dtype.kind == "f" else values.astype(np.float64))
     return values
 
 
@@ -99,7 +100,7 @@ def _arrow_to_numpy(column: Any) -> npt.NDArray[Any]:
         return np.asarray(column.fill_null("").to_numpy(), dtype=str)
     if pa.types.is_null(column.type):
         return np.full(len(column), np.nan)
-    if column.null_count:
+    if column.null_count and not pa.types.is_floating(column.type):
         column = column.cast(pa.float64(), safe=False)
     return np.asarray(column.to_numpy())
 

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,9 @@ def save(encoder: StoredEncoder, models_dir: Path, *, provenance: dict[str, Any]
         (scratch / "weights.safetensors").write_bytes(blob)
         document = {"kind": encoder.kind, "name": encoder.name, "revision": revision, "config": encoder.config}
         (scratch / "config.json").write_text(json.dumps(document, indent=1, sort_keys=True))
-        (scratch / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True))
+        (scratch / "provenance.json").write_text(
+            json.dumps({**provenance, "created": time.time()}, indent=1, sort_keys=True)
+        )
         for path in scratch.iterdir():
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
@@ -89,4 +92,9 @@ def load(folder: Path) -> StoredEncoder:
             "the files were altered or damaged"
         )
     kind = encoder_class(document["kind"])
-    return kind.from_config(document["config"], parse(blob), name=document["name"], revision=found)
+    made = kind.from_config(document["config"], parse(blob), name=document["name"], revision=found)
+    if json.loads(json.dumps(made.config)) != document["config"]:
+        raise BadInput(
+            f"{folder}: made by another version of redshelf, whose encoder {document['kind']!r} differs: train again"
+        )
+    return made

@@ -29,7 +29,7 @@ from redshelf.models.vit import SOFTENING, Block, MultiBandViT, Pixels, default_
 
 KEEP = 0.25  # of the patches of a group, in the steps that hide patches
 HIDE_BANDS = 0.5  # the largest probability with which a step hides a band
-FORGET_CONDITIONS = 0.1  # of the steps see no depth, seeing and extinction, so that the encoder works without
+FORGET_CONDITIONS = 0.1  # of the steps go without each of depth, seeing and extinction: the encoder works without
 MODEL_FLOOR = 0.1  # asinh units: a prediction is not asked to be better than 10% of a bright pixel
 ROBUST_SIGMA = 5.0  # residuals beyond pull linearly: one saturated star is not the whole batch
 AUXILIARY_WEIGHT = 1.0
@@ -59,8 +59,11 @@ class MaskedAutoencoder(Objective):
     def loss(self, batch: Batch, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Draws the masks from torch's global generator; sources without any band are left out."""
         batch = turned(batch)
-        if float(torch.rand(())) < FORGET_CONDITIONS:
-            batch = replace(batch, depth_ab=None, psf_fwhm_arcsec=None, ebv=None)
+        depth, fwhm, ebv = (
+            None if float(torch.rand(())) < FORGET_CONDITIONS else condition
+            for condition in (batch.depth_ab, batch.psf_fwhm_arcsec, batch.ebv)
+        )
+        batch = replace(batch, depth_ab=depth, psf_fwhm_arcsec=fwhm, ebv=ebv)
         pixels = self.encoder.prepare(batch)
         usable = pixels.present.any(dim=1)
         if not usable.any():

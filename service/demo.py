@@ -117,7 +117,9 @@ def demo(
     from redshelf.service.publish import publish
 
     if folder.exists() and any(folder.iterdir()):
-        raise Conflict(f"{folder} is not empty: the demo makes a new folder; remove it or name another one")
+        raise Conflict(
+            f"{folder} is not empty: remove it, name another one, or `redshelf serve --shelf {folder / 'shelf'}`"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     survey, shelf = folder / "survey", folder / "shelf"
     seconds: dict[str, float] = {}

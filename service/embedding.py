@@ -44,6 +44,8 @@ def find_encoder(layout: Layout, name: str, *, weights: Path | None = None) -> S
         if encoder.name != name:
             raise BadInput(f"{weights} holds encoder {encoder.name!r}, not {name!r}")
         checkpoint.save(encoder, layout.models, provenance={"copied_from": str(weights)})
+        if layout.newest(name) != encoder.revision:
+            raise Conflict(f"{name}.{encoder.revision} is on this shelf already, and {layout.newest(name)} is newer")
         return encoder
     if name == "photometry" and name not in layout.encoders():
         return checkpoint.load(fit_photometry(layout))

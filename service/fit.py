@@ -24,7 +24,7 @@ from redshelf.indexing.layout import Layout
 from redshelf.models.errors import BadInput, NotFound
 
 LABEL_KINDS = ("spec", "grism")
-NOT_GALAXIES = ("star", "agn")
+NOT_GALAXIES = ("star", "agn")  # neither labels of galaxies nor given a photo-z
 TARGET_ROWS = 50_000  # the shift weights see at most this many targets, drawn at random
 
 
@@ -34,6 +34,11 @@ class GalaxyLabels:
 
     rows: npt.NDArray[np.int64]
     z: npt.NDArray[np.float64]
+
+    @property
+    def digest(self) -> str:
+        """sha256 of rows and redshifts: a fit is stale when the labels' digest is another one."""
+        return hashlib.sha256(self.rows.tobytes() + self.z.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,7 @@ def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitRepo
     spaces = {name: _space(layout, name) for name in parts}
     known = np.logical_and.reduce([space.index.known for space in spaces.values()])
     labels = read_labels(layout)
+    labels_digest = labels.digest
     labels = GalaxyLabels(labels.rows[known[labels.rows]], labels.z[known[labels.rows]])
     targets = target_rows(layout, labels.rows, seed=seed)
     targets = targets[known[targets]]
@@ -152,17 +158,19 @@ def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitRepo
     revisions = {name: space.revision for name, space in spaces.items()}
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:12]
     folder = layout.redshift / f"{encoder}.{'+'.join(revisions.values())}.{digest}"
-    write_bytes(folder / "model.npz", buffer.getvalue())
-    document = {
-        "encoder": encoder,
-        "revisions": revisions,
-        "estimators": list(ESTIMATORS),
-        "scores": {name: model.report["validation"][name]["crps_weighted"] for name in ESTIMATORS},
-        "created": time.time(),
-        "labels": len(labels.rows),
-        "targets": len(targets),
-        "seed": seed,
-        "model": config,
-    }
-    write_json(folder / "config.json", document)
+    if not (folder / "config.json").exists():  # the same fit again: what may be published stays as it is
+        write_bytes(folder / "model.npz", buffer.getvalue())
+        document = {
+            "encoder": encoder,
+            "revisions": revisions,
+            "estimators": list(ESTIMATORS),
+            "scores": {name: model.report["validation"][name]["crps_weighted"] for name in ESTIMATORS},
+            "created": time.time(),
+            "labels": len(labels.rows),
+            "labels_sha256": labels_digest,
+            "targets": len(targets),
+            "seed": seed,
+            "model": config,
+        }
+        write_json(folder / "config.json", document)
     return FitReport(encoder, folder, len(labels.rows), len(targets), model.report)

@@ -1,7 +1,8 @@
 """`redshelf ingest`: a survey file's catalogue, mosaics and labels become a shelf.
 
 Everything is read and checked before shelf.toml is written; cutouts follow by parts of one tile each, so that a killed
-run repeats at most one part; then sources, then labels. Run again on a finished shelf, it rewrites the labels only.
+run repeats at most one part; then sources, then labels. Run again on a finished shelf, it rewrites the labels only. A
+shelf whose catalogue, images, weights, masks or survey file have changed since (`fingerprint`) is left alone.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from redshelf.indexing import catalogue as catalogues
 from redshelf.indexing import cutouts, labels, mosaic, store
 from redshelf.indexing import survey as surveys
 from redshelf.indexing.catalogue import Catalogue
-from redshelf.indexing.files import sha256
+from redshelf.indexing.files import alone, sha256
 from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.indexing.mosaic import Tile
 from redshelf.indexing.survey import Survey
@@ -32,6 +33,7 @@ from redshelf.models.errors import BadInput, Conflict
 
 SOURCES_PER_BATCH = 65_536
 NOISE_TILES = 8  # mosaics of a band whose noise is measured, spread over the survey
+SAMPLE_BLOCKS, SAMPLE_BLOCK_BYTES = 16, 65_536  # of an image, for the fingerprint: 1 MiB of however many GB
 
 TilePaths = dict[str, dict[str, Path]]
 
@@ -77,12 +79,31 @@ def plan(tile_of_row: npt.NDArray[np.int64], part_rows: int) -> list[Part]:
     return [Part(number, tile, first, rows) for number, (tile, first, rows) in enumerate(spans)]
 
 
+def sampled_sha256(path: Path) -> str:
+    """sha256 over the first block of a file (a FITS header), its last and 14 between them, evenly spread; that is the
+    whole of a file of up to 1 MiB. Another calibration changes every pixel, and so every block."""
+    last = max(0, path.stat().st_size - SAMPLE_BLOCK_BYTES)
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        for block in range(SAMPLE_BLOCKS):
+            handle.seek(last * block // (SAMPLE_BLOCKS - 1))
+            digest.update(handle.read(SAMPLE_BLOCK_BYTES))
+    return digest.hexdigest()
+
+
 def fingerprint(survey: Survey, tiles: TilePaths) -> str:
-    """sha256 over the catalogue's bytes, the survey file without its labels, and the images' names and sizes."""
+    """sha256 over the catalogue's bytes, the survey file without its labels, and the name, size and `sampled_sha256` of
+    every image, weight and mask: 1 MiB of each is read, so a change of a few pixels in a large one may pass unseen."""
     document = survey.model_dump(mode="json", exclude={"labels"})
-    images = [
-        [tile, band, path.name, path.stat().st_size] for tile, bands in tiles.items() for band, path in bands.items()
-    ]
+    facts = cache(lambda file: [file.name, file.stat().st_size, sampled_sha256(file)])  # tiles may share a mask
+    images = []
+    for tile, bands in tiles.items():
+        for band in survey.bands:
+            if band.name in bands:
+                for what, file in {"image": bands[band.name], **mosaic.companions(survey, band, tile)}.items():
+                    if not file.is_file():
+                        raise BadInput(f"band {band.name}, tile {tile}: the {what} {file} does not exist")
+                    images.append([tile, band.name, what, *facts(file)])
     path = survey.resolve(survey.catalogue.path)
     if not path.is_file():
         raise BadInput(f"catalogue {path} does not exist")
@@ -92,13 +113,19 @@ def fingerprint(survey: Survey, tiles: TilePaths) -> str:
 
 def describe(survey: Survey, catalogue: Catalogue, tiles: Sequence[Tile], *, fingerprint: str) -> ShelfInfo:
     """shelf.toml of a survey: the noise of each band is measured on its mosaics, its depth on the catalogue's errors
-    (median 3 sigma), else on the noise in an aperture of 2 arcsec; NaN where there is neither."""
+    (median 3 sigma), else on the noise in an aperture of 2 arcsec; NaN where there is neither. `BadInput` naming a band
+    whose images have no noise."""
     scale = survey.survey.pixel_scale_arcsec or float("nan")
     bands = []
     for b, section in enumerate(survey.bands):
         present = [m for tile in tiles if (m := tile.mosaics[b]) is not None]
         chosen = present[:: max(1, -(-len(present) // NOISE_TILES))]
         noise = mosaic.pixel_noise(chosen) if chosen else float("nan")
+        if noise == 0:
+            raise BadInput(
+                f"band {section.name}: its {len(chosen)} sampled images, the first {chosen[0].path}, hold hardly more "
+                "than one value, so that their noise is 0: expected images with noise, or a weight"
+            )
         errors = catalogue.flux_error_ujy[np.isin(catalogue.state[:, b], (State.NOT_DETECTED, State.MEASURED)), b]
         error = float(np.median(errors)) if len(errors) else noise * np.sqrt(np.pi) / scale
         bands.append(
@@ -118,20 +145,6 @@ def describe(survey: Survey, catalogue: Catalogue, tiles: Sequence[Tile], *, fin
         pixel_scale_arcsec=scale,
         fingerprint=fingerprint,
     )
-
-
-@contextmanager
-def _alone(layout: Layout) -> Iterator[None]:
-    """Hold the shelf's ingest lock; `Conflict` where another process has it."""
-    from filelock import FileLock, Timeout
-
-    lock = layout.work("ingest.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(str(lock), timeout=0):
-            yield
-    except Timeout as error:
-        raise Conflict(f"another ingest is writing to {layout.root}; wait until it has ended") from error
 
 
 def _order(catalogue: Catalogue, tiles: list[Tile]) -> tuple[Catalogue, list[Tile], npt.NDArray[np.int64]]:
@@ -265,7 +278,7 @@ def ingest(survey_file: Path, shelf: Path, *, part_rows: int = 4096, progress: b
             f"{shelf} was made from another catalogue, survey file or set of images than {survey_file}; "
             "adding to a shelf is not possible yet: ingest into a new folder"
         )
-    with _alone(layout):
+    with alone(layout.work("ingest.lock"), f"another process is writing to {layout.root}: wait until it has ended"):
         finished = layout.info_file.is_file() and store.count_rows(layout.sources) > 0
         if not finished:
             _fill(layout, survey, paths, mark=mark, part_rows=part_rows, progress=progress)

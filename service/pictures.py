@@ -7,6 +7,7 @@ that two thumbnails side by side can be compared.
 from __future__ import annotations
 
 from io import BytesIO
+from math import isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +81,8 @@ def png(shelf: OpenShelf, row: int, *, bands: tuple[str, ...] | None = None, str
 def fits(shelf: OpenShelf, row: int, *, bands: tuple[str, ...] | None = None) -> bytes:
     """The cutout of `row` as FITS: an image HDU a band, in microjansky, bad pixels NaN, with a tangential WCS.
 
-    North up and east left is assumed: a shelf does not keep the rotation of its mosaics.
+    By default of every band that has images. The reddening is in the first header, since encoders see it too. North up
+    and east left is assumed: a shelf does not keep the rotation of its mosaics.
     """
     from astropy.io import fits as astropy_fits
 
@@ -89,10 +91,14 @@ def fits(shelf: OpenShelf, row: int, *, bands: tuple[str, ...] | None = None) ->
     primary = astropy_fits.PrimaryHDU()
     primary.header["OBJECT"] = shelf.source_id(row)
     primary.header["SURVEY"] = info.survey
+    ebv = float(columns["ebv"][row])
+    if isfinite(ebv):
+        primary.header["EBV"] = (ebv, "Galactic reddening E(B-V), mag")
     primary.header["COMMENT"] = "Orientation north up, east left assumed; the source is within half a pixel of CRPIX."
     hdus = [primary]
     degrees = info.pixel_scale_arcsec / 3600
-    for i in _chosen(shelf, bands or info.band_names):
+    imaged = tuple(band.name for band in info.bands if isfinite(band.noise_ujy))
+    for i in _chosen(shelf, bands or imaged):
         image = np.where(mask[i], np.nan, pixels[i] * info.bands[i].noise_ujy).astype(np.float32)
         hdu = astropy_fits.ImageHDU(image, name=info.bands[i].name)
         hdu.header.update(

@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock, Timeout
 
 from redshelf.indexing import ann, columns, generation, store
 from redshelf.indexing.batches import photometry, photometry_columns
 from redshelf.indexing.columns import Columns
-from redshelf.indexing.files import manifest, read_json, verify
+from redshelf.indexing.files import alone, manifest, read_json, verify
 from redshelf.indexing.generation import FileFacts, Generation, PublishedEncoder, PublishedEstimators, TableVersion
 from redshelf.indexing.layout import Layout
 from redshelf.models.bands import State, flux_to_ab
 from redshelf.models.encoder import encoder_class
 from redshelf.models.errors import BadInput, Conflict, NotFound, nearest
-from redshelf.service.redshift import NO_REDSHIFT_CLASSES, estimate
+from redshelf.service.fit import NOT_GALAXIES, read_labels
+from redshelf.service.redshift import estimate
 from redshelf.service.shelf import OpenEncoder, OpenRedshift, open_redshift
 
 LANCE_LAST_VERSION = 2**64 - 1  # Lance names version v's manifest by this minus v, so that the newest sorts first
@@ -49,38 +50,55 @@ def _published_encoders(layout: Layout) -> list[PublishedEncoder]:
     return found
 
 
-def _published_redshifts(
-    layout: Layout, encoders: Iterable[PublishedEncoder]
-) -> list[tuple[PublishedEstimators, dict[str, Any]]]:
-    """The newest fit of each encoder whose revisions are the published ones, with its config."""
+@dataclass(frozen=True)
+class _Fit:
+    """A fit on the published revisions: what the generation says of it, and its config."""
+
+    published: PublishedEstimators
+    config: dict[str, Any]
+
+
+def _published_redshifts(layout: Layout, encoders: Iterable[PublishedEncoder]) -> list[_Fit]:
+    """The newest fit of each encoder, on the published revisions and the labels as they are.
+
+    `Conflict` where there are fits, and every one was made with other labels.
+    """
     revisions = {e.name: e.revision for e in encoders}
-    newest: dict[str, tuple[PublishedEstimators, dict[str, Any]]] = {}
+    labels = read_labels(layout).digest if store.count_rows(layout.labels) else None
+    newest: dict[str, _Fit] = {}
+    stale = set()
     for path in layout.redshift.glob("*/config.json"):
         config = read_json(path)
-        current = newest.get(config["encoder"])
         if any(revisions.get(name) != revision for name, revision in config["revisions"].items()):
             continue
-        if current is None or config["created"] > current[1]["created"]:
-            facts = PublishedEstimators(
-                encoder=config["encoder"], folder=path.parent.name, estimators=config["estimators"]
-            )
-            newest[config["encoder"]] = (facts, config)
+        encoder = config["encoder"]
+        if config["labels_sha256"] != labels:
+            stale.add(encoder)
+        elif encoder not in newest or config["created"] > newest[encoder].config["created"]:
+            facts = PublishedEstimators(encoder=encoder, folder=path.parent.name, estimators=config["estimators"])
+            newest[encoder] = _Fit(facts, config)
+    if stale and not newest:
+        again = ", ".join(f"`redshelf fit --encoder {name}`" for name in sorted(stale))
+        raise Conflict(f"the labels have changed since the redshifts were fitted: run {again}")
     return [newest[name] for name in sorted(newest)]
 
 
-def _best(fits: list[tuple[PublishedEstimators, dict[str, Any]]]) -> tuple[str, str] | None:
-    """(encoder, estimator) with the lowest validation score; scores are weighted to the target on held-out labels."""
-    scores = {(f.encoder, name): score for f, config in fits for name, score in config["scores"].items()}
-    return min(scores, key=lambda pair: scores[pair]) if scores else None
+def _best(fits: list[_Fit], estimator: str | None) -> tuple[_Fit, str] | None:
+    """The fit and estimator to answer by default: of each fit its own choice (or `estimator`), the best score of those.
+
+    Scores are weighted to the target on held-out labels.
+    """
+    choices = [(fit, estimator or fit.config["model"]["default_estimator"]) for fit in fits]
+    known = [(fit, name) for fit, name in choices if name in fit.config["scores"]]
+    return min(known, key=lambda choice: choice[0].config["scores"][choice[1]]) if known else None
 
 
 def _string_column(values: Any, width: int) -> npt.NDArray[np.bytes_]:
     return np.array([v.encode() if v else b"" for v in values], dtype=f"S{width}")
 
 
-def _columns(layout: Layout) -> Columns:
-    """Everything but z_phot, from sources and labels, in row order."""
-    bands = layout.read_info().band_names
+def _columns(bands: tuple[str, ...], sources: Any, labels: Any | None) -> Columns:
+    """Everything but z_phot, from the datasets of sources and labels, in row order."""
     names = [
         "source_id",
         "ra_deg",
@@ -91,7 +109,7 @@ def _columns(layout: Layout) -> Columns:
         "z_reference",
         *photometry_columns(bands),
     ]
-    table = store.open_table(layout.sources).to_table(columns=names)
+    table = sources.to_table(columns=names)
     measured = photometry(table, bands)
     ids = _string_column(table["source_id"].to_pylist(), 64)
     magnitudes = np.where(measured.state != State.NOT_OBSERVED, flux_to_ab(measured.flux_ujy), np.nan)
@@ -100,14 +118,14 @@ def _columns(layout: Layout) -> Columns:
     n = len(ids)
     z_spec, z_kind = np.full(n, np.nan, dtype=np.float32), np.zeros(n, dtype=np.int8)
     z_survey = np.zeros(n, dtype="S64")
-    if store.count_rows(layout.labels):
-        labels = store.open_table(layout.labels).to_table()
-        rows = labels["row"].to_numpy()
-        z_spec[rows] = labels["z_spec"].to_numpy()
-        z_kind[rows] = [columns.KINDS.index(kind) for kind in labels["z_kind"].to_pylist()]
-        z_survey[rows] = _string_column(labels["z_survey"].to_pylist(), 64)
+    if labels is not None:
+        known = labels.to_table()
+        rows = known["row"].to_numpy()
+        z_spec[rows] = known["z_spec"].to_numpy()
+        z_kind[rows] = [columns.KINDS.index(kind) for kind in known["z_kind"].to_pylist()]
+        z_survey[rows] = _string_column(known["z_survey"].to_pylist(), 64)
         # a spectrum knows better than the catalogue what the source is
-        spectral = np.array([columns.CLASSES.index(c) for c in labels["object_class"].to_pylist()], dtype=np.int8)
+        spectral = np.array([columns.CLASSES.index(c) for c in known["object_class"].to_pylist()], dtype=np.int8)
         object_class[rows] = np.where(spectral > 0, spectral, object_class[rows])
     return {
         **columns.id_columns(ids),
@@ -131,7 +149,7 @@ def _columns(layout: Layout) -> Columns:
 def _z_phot(
     layout: Layout, encoders: list[PublishedEncoder], fit: PublishedEstimators, estimator: str, known: Columns
 ) -> npt.NDArray[np.float32]:
-    """Median redshift of every source, labelled ones leave-one-out; NaN for stars and masked sources. (N,)"""
+    """Median redshift of every source, labelled ones leave-one-out; NaN for stars, AGN and masked sources. (N,)"""
     by_name = {e.name: e for e in encoders}
     parts = tuple(
         OpenEncoder(
@@ -142,7 +160,9 @@ def _z_phot(
     model, label_rows = open_redshift(layout.redshift / fit.folder)
     opened = OpenRedshift(fit, parts, model, label_rows)
     z = np.full(len(known["ids"]), np.nan, dtype=np.float32)
-    refused = np.isin(known["object_class"], NO_REDSHIFT_CLASSES) | ((known["flags"] & store.FLAG_MASKED) != 0)
+    refused = np.isin(known["object_class"], [columns.CLASSES.index(name) for name in NOT_GALAXIES]) | (
+        (known["flags"] & store.FLAG_MASKED) != 0
+    )
     rows = np.flatnonzero(~refused)
     rows = rows[opened.known(rows)]
     for start in range(0, len(rows), 16384):
@@ -151,8 +171,7 @@ def _z_phot(
     return z
 
 
-def _table_files(layout: Layout, path: Path) -> list[Path]:
-    dataset = store.open_table(path)
+def _table_files(path: Path, dataset: Any) -> list[Path]:
     data = [path / "data" / Path(f.path).name for fragment in dataset.get_fragments() for f in fragment.data_files()]
     return [*data, path / "_versions" / f"{LANCE_LAST_VERSION - dataset.version}.manifest"]
 
@@ -165,12 +184,10 @@ def publish(root: Path, *, default_encoder: str | None = None, default_estimator
     """
     layout = Layout(root)
     layout.read_info()
-    layout.work("").mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(str(layout.work("publish.lock")), timeout=0):
-            return _publish(layout, default_encoder, default_estimator)
-    except Timeout as error:
-        raise Conflict(f"another process is publishing {root}: wait for it to end") from error
+    busy = f"another process is writing to {root}: wait until it has ended"
+    # an ingest would change the labels between what is published of them and what is hashed
+    with alone(layout.work("publish.lock"), busy), alone(layout.work("ingest.lock"), busy):
+        return _publish(layout, default_encoder, default_estimator)
 
 
 def _publish(layout: Layout, default_encoder: str | None, default_estimator: str | None) -> Generation:
@@ -180,50 +197,43 @@ def _publish(layout: Layout, default_encoder: str | None, default_estimator: str
     names = [e.name for e in encoders]
     fits = _published_redshifts(layout, encoders)
     if default_encoder is None:
-        fitted = {name for f, _ in fits for name in f.encoder.split("+")}
+        fitted = {name for fit in fits for name in fit.published.encoder.split("+")}
         with_pixels = [e.name for e in encoders if e.name in fitted and "pixels" in e.needs]
         default_encoder = next(iter([*with_pixels, *(n for n in names if n == "photometry"), *names]))
     if default_encoder not in names:
         raise NotFound(f"no indexed encoder {default_encoder!r}; {nearest(default_encoder, names)}")
-    best = _best(fits if default_estimator is None else [_only(f, c, default_estimator) for f, c in fits])
+    best = _best(fits, default_estimator)
     if default_estimator is not None and best is None:
         raise BadInput(f"no fit on this shelf has an estimator {default_estimator!r}")
-    number = max(generation.numbers(layout), default=0) + 1
-    known = _columns(layout)
-    z_phot = np.full(len(known["ids"]), np.nan, dtype=np.float32)
-    if best is not None:
-        fit = next(f for f, _ in fits if f.encoder == best[0])
-        z_phot = _z_phot(layout, encoders, fit, best[1], known)
-    columns.write(layout.columns(number), {**known, "z_phot": z_phot})
     paths = {"sources": layout.sources, "labels": layout.labels, "cutouts": layout.cutouts}
     paths |= {f"embeddings.{e.name}": layout.embeddings(e.name, e.revision) for e in encoders}
-    tables, files = {}, [layout.info_file, layout.columns(number)]
-    for name, path in paths.items():
-        if store.count_rows(path) or name == "sources":
-            tables[name] = TableVersion(version=store.tag(path, f"generation-{number}"), rows=store.count_rows(path))
-            files += _table_files(layout, path)
+    tables = {name: store.open_table(path) for name, path in paths.items() if store.count_rows(path)}
+    number = max(generation.numbers(layout), default=0) + 1
+    known = _columns(layout.read_info().band_names, tables["sources"], tables.get("labels"))
+    z_phot = np.full(len(known["ids"]), np.nan, dtype=np.float32)
+    if best is not None:
+        z_phot = _z_phot(layout, encoders, best[0].published, best[1], known)
+    columns.write(layout.columns(number), {**known, "z_phot": z_phot})
+    files = [layout.info_file, layout.columns(number)]
+    for name, dataset in tables.items():
+        store.tag(dataset, f"generation-{number}")
+        files += _table_files(paths[name], dataset)
     for e in encoders:
         files += [layout.model(e.name, e.revision), layout.index(e.name, e.revision)]
-    files += [layout.redshift / f.folder for f, _ in fits]
+    files += [layout.redshift / fit.published.folder for fit in fits]
     written = Generation(
         number=number,
         created=time.time(),
-        tables=tables,
+        tables={n: TableVersion(version=d.version, rows=d.count_rows()) for n, d in tables.items()},
         encoders=encoders,
-        redshifts=[f for f, _ in fits],
+        redshifts=[fit.published for fit in fits],
         default_encoder=default_encoder,
-        default_redshift=best[0] if best else None,
+        default_redshift=best[0].published.encoder if best else None,
         default_estimator=best[1] if best else None,
         files={name: FileFacts(**facts) for name, facts in manifest(layout.root, files).items()},
     )
     generation.write(layout, written)
     return written
-
-
-def _only(
-    fit: PublishedEstimators, config: dict[str, Any], estimator: str
-) -> tuple[PublishedEstimators, dict[str, Any]]:
-    return fit, {**config, "scores": {k: v for k, v in config["scores"].items() if k == estimator}}
 
 
 def check(root: Path, number: int | None = None) -> list[str]:

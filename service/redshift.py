@@ -85,7 +85,7 @@ def _answers(
                 calibration=answers.Calibration(
                     method="out-of-fold residuals" if estimator == "lightgbm" else "leave-one-out smoothing",
                     pit_ks=validation["pit_ks_weighted"],
-                    effective_sample_size=shift.effective_sample_size,
+                    effective_sample_size=validation["weighted"]["ess"],
                 ),
                 n_neighbours=fit.model.knn.k,
                 encoder=fit.published.encoder,

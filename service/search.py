@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import hypot
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,6 +15,7 @@ from redshelf.service.answers import Neighbour, NeighboursAnswer
 from redshelf.service.shelf import OpenEncoder, OpenShelf
 
 MAX_K = 1000
+MAX_LENGTH = 1e19  # of a query vector: its square and all differences from it stay within float32, 3.4e38
 
 
 def _neighbour(shelf: OpenShelf, row: int, rank: int, distance: float) -> Neighbour:
@@ -83,15 +86,20 @@ def neighbours(
 
 def neighbours_of_vector(
     shelf: OpenShelf,
-    vector: npt.NDArray[np.float32],
+    vector: npt.NDArray[np.floating],
     *,
     encoder: str | None = None,
     k: int = 10,
     filters: Filters | None = None,
     bands_missing: tuple[str, ...] = (),
 ) -> NeighboursAnswer:
-    """The `k` sources nearest to a vector (dim,) of the space of `encoder`."""
+    """The `k` sources nearest to a vector (dim,) of the space of `encoder`, which is refused beyond `MAX_LENGTH`."""
     chosen = shelf.encoder(encoder)
+    length = hypot(*vector.tolist())
+    if length > MAX_LENGTH:
+        raise BadInput(
+            f"vector of length {length:g}: expected at most {MAX_LENGTH:g}, since squared distances overflow float32"
+        )
     query = np.asarray(vector, dtype=np.float32)
     return _search(shelf, chosen, query, k=k, filters=filters or Filters(), row=None, bands_missing=bands_missing)
 

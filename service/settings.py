@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from redshelf.models.errors import BadInput, nearest
 
 PREFIX = "REDSHELF_"
-NOT_SETTINGS = {"REDSHELF_SETTINGS", "REDSHELF_DATA"}  # where the settings are; where tests find the real files
+# where the settings are; where tests find the real files; how often they repeat themselves
+NOT_SETTINGS = {"REDSHELF_SETTINGS", "REDSHELF_DATA", "REDSHELF_TORTURE"}
 
 
 class Settings(BaseModel):
@@ -27,7 +28,7 @@ class Settings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     max_k: int = Field(default=1000, ge=1, le=1000)
-    max_batch: int = Field(default=1000, ge=1)  # ids in one POST /v1/redshifts
+    max_batch: int = Field(default=1000, ge=1, le=1000)  # ids in one POST /v1/redshifts
     max_upload_bytes: int = Field(default=32 << 20, ge=1024)
     threads: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1)  # of torch and FAISS together
 

@@ -29,6 +29,7 @@ from redshelf.service.shelf import OpenEncoder, OpenShelf
 FITS_BLOCK, FITS_CARD = 2880, 80
 MAX_HEADER_BLOCKS, MAX_HDUS = 64, 256
 MAX_NPY_HEADER = 4096
+MAX_EBV = 10.0  # mag
 MAX_UNPACKED_BYTES = 128 << 20  # of all members of an .npz together
 END_CARD = b"END".ljust(FITS_CARD)
 Floats = npt.NDArray[np.float32]
@@ -42,6 +43,7 @@ class Cutout:
     mask: npt.NDArray[np.bool_]
     state: npt.NDArray[np.int8]
     bands_missing: tuple[str, ...]  # bands of the survey that were not sent, or are bad at the source
+    ebv: float | None  # Galactic reddening in mag, None where nobody said
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,12 @@ def _band_of(cards: dict[str, str | float], known: Sequence[str]) -> str | None:
 
 def _from_fits(
     blob: bytes, bands: tuple[str, ...] | None, info: ShelfInfo, unit: str
-) -> tuple[Floats, tuple[str, ...] | None]:
-    """(images, their bands): an image HDU a band, or one cube."""
+) -> tuple[Floats, tuple[str, ...] | None, str | float]:
+    """(images, their bands, the first EBV card or ''): an image HDU a band, or one cube."""
     images, found, shapes = [], [], set()
+    ebv: str | float = ""
     for hdu in _hdus(blob):
+        ebv = hdu.cards.get("EBV", "") if ebv == "" else ebv
         image = _fits_image(blob, hdu, info.cutout_px)
         if image is None:
             continue
@@ -150,7 +154,7 @@ def _from_fits(
     if not images:
         raise BadInput("the FITS file holds no image")
     if len(images) == 1 and images[0].ndim == 3:
-        return images[0], bands
+        return images[0], bands, ebv
     if len(shapes) > 1 or any(image.ndim != 2 for image in images):
         raise BadInput(
             f"image HDUs of {' and '.join(sorted(shapes))}: expected one cube, or one plain image a band, all alike"
@@ -159,7 +163,7 @@ def _from_fits(
         if None in found:
             raise BadInput(f"image HDU {found.index(None)} does not name its band: expected BAND, FILTER or EXTNAME")
         bands = tuple(name for name in found if name is not None)
-    return np.stack(images), bands
+    return np.stack(images), bands, ebv
 
 
 def _npy(blob: bytes) -> npt.NDArray[Any]:
@@ -218,18 +222,34 @@ def _central(image: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
     return image[..., top : top + size, left : left + size]
 
 
+def _reddening(given: str | float) -> float | None:
+    """E(B-V) as it was given, None for ''."""
+    if given == "":
+        return None
+    if isinstance(given, str) or not 0 <= given <= MAX_EBV:
+        raise BadInput(f"ebv={given}: expected 0 to {MAX_EBV:g} mag")
+    return float(given)
+
+
 def read(
-    blob: bytes, info: ShelfInfo, *, bands: tuple[str, ...] | None = None, unit: Literal["uJy", "noise"] = "uJy"
+    blob: bytes,
+    info: ShelfInfo,
+    *,
+    bands: tuple[str, ...] | None = None,
+    unit: Literal["uJy", "noise"] = "uJy",
+    ebv: float | None = None,
 ) -> Cutout:
     """A cutout of this survey from the bytes of a FITS file, an .npy or an .npz.
 
-    `bands` names the planes of an array or cube. A cutout larger than the survey's is cut to its centre. Pixels that
-    are not finite are masked. Raises `BadInput` for everything else: no image, a foreign band, too few pixels.
+    `bands` names the planes of an array or cube; `ebv` (mag) is by default the EBV card of a FITS header. A cutout
+    larger than the survey's is cut to its centre. Pixels that are not finite are masked. Raises `BadInput` for
+    everything else: no image, a foreign band, too few pixels, a reddening out of range.
     """
     if not info.has_images:
         raise BadInput(f"survey {info.survey} has no images: it cannot be searched with a cutout")
+    card: str | float = ""
     if blob.startswith(b"SIMPLE  ="):
-        values, names = _from_fits(blob, bands, info, unit)
+        values, names, card = _from_fits(blob, bands, info, unit)
     elif blob.startswith(b"\x93NUMPY"):
         values, names = _npy(blob), bands
     elif blob.startswith(b"PK\x03\x04"):
@@ -245,10 +265,12 @@ def read(
     images = values[None] if values.ndim == 2 else values
     if images.ndim != 3 or len(images) != len(names):
         raise BadInput(f"an array of shape {values.shape} for bands {', '.join(names)}: expected ({len(names)}, H, W)")
-    return _on_survey(images, names, info, unit)
+    return _on_survey(images, names, info, unit, _reddening(card if ebv is None else ebv))
 
 
-def _on_survey(images: npt.NDArray[Any], names: tuple[str, ...], info: ShelfInfo, unit: str) -> Cutout:
+def _on_survey(
+    images: npt.NDArray[Any], names: tuple[str, ...], info: ShelfInfo, unit: str, ebv: float | None
+) -> Cutout:
     for i, name in enumerate(names):
         if name not in info.band_names:
             raise BadInput(f"band {name!r} is not in survey {info.survey}; {nearest(name, info.band_names)}")
@@ -263,9 +285,9 @@ def _on_survey(images: npt.NDArray[Any], names: tuple[str, ...], info: ShelfInfo
     state = np.full(len(info.bands), State.NOT_OBSERVED, np.int8)
     for name, image in zip(names, _central(images, size), strict=True):
         at = info.band_names.index(name)
-        noise = info.bands[at].noise_ujy if unit == "uJy" else 1.0
-        if not math.isfinite(noise):
+        if not math.isfinite(info.bands[at].noise_ujy):
             raise BadInput(f"band {name!r} has no images in survey {info.survey}")
+        noise = info.bands[at].noise_ujy if unit == "uJy" else 1.0
         with np.errstate(over="ignore", invalid="ignore"):
             values = image.astype(np.float32)
             mask[at] = ~np.isfinite(values)
@@ -276,7 +298,7 @@ def _on_survey(images: npt.NDArray[Any], names: tuple[str, ...], info: ShelfInfo
     missing = tuple(name for name, known in zip(info.band_names, state, strict=True) if known == State.NOT_OBSERVED)
     if len(missing) == len(info.bands):
         raise BadInput("no band of the cutout has finite pixels around its centre")
-    return Cutout(pixels, mask, state, missing)
+    return Cutout(pixels, mask, state, missing, ebv)
 
 
 def pixel_encoder(shelf: OpenShelf, name: str | None) -> OpenEncoder:
@@ -294,13 +316,21 @@ def pixel_encoder(shelf: OpenShelf, name: str | None) -> OpenEncoder:
     return chosen
 
 
-def embed(encoder: OpenEncoder, cutout: Cutout, info: ShelfInfo) -> Floats:
-    """The vector of an uploaded cutout, (dim,)."""
+def _usual_ebv(shelf: OpenShelf) -> float:
+    """The median E(B-V) of the shelf's sources, NaN where none is known."""
+    known = shelf.columns["ebv"][np.isfinite(shelf.columns["ebv"])]
+    return float(np.median(known)) if len(known) else math.nan
+
+
+def embed(shelf: OpenShelf, encoder: OpenEncoder, cutout: Cutout) -> Floats:
+    """The vector of an uploaded cutout, (dim,). One of unknown reddening is taken to have that of most sources: what an
+    encoder has always been told, it should be told here too."""
     import torch
 
     from redshelf.models.encoder import Batch
 
-    model = encoder.model()
+    model, info = encoder.model(), shelf.info
+    ebv = _usual_ebv(shelf) if cutout.ebv is None else cutout.ebv
     chosen = [info.band_names.index(band) for band in model.bands]
     bands = [info.bands[i] for i in chosen]
     batch = Batch(
@@ -309,6 +339,7 @@ def embed(encoder: OpenEncoder, cutout: Cutout, info: ShelfInfo) -> Floats:
         pixel_mask=torch.from_numpy(cutout.mask[chosen][None]),
         depth_ab=torch.tensor([band.depth_ab for band in bands], dtype=torch.float32),
         psf_fwhm_arcsec=torch.tensor([band.psf_fwhm_arcsec for band in bands], dtype=torch.float32),
+        ebv=torch.tensor([ebv], dtype=torch.float32),
     )
     with torch.inference_mode():
         return np.asarray(model.embed(batch)[0].numpy(), dtype=np.float32)

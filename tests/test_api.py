@@ -15,7 +15,7 @@ from redshelf.api.app import BODY_MARGIN_BYTES, create_app
 from redshelf.api.queries import FilterQuery
 from redshelf.indexing.ann import brute_force
 from redshelf.indexing.filters import Filters
-from redshelf.models.errors import NotFound
+from redshelf.models.errors import BadInput, NotFound
 from redshelf.service.settings import Settings, load
 from redshelf.service.shelf import OpenShelf
 
@@ -97,6 +97,57 @@ def test_a_source_a_position_and_a_vector_ask_the_same(client: TestClient, shelf
     assert [n["source_id"] for n in found["neighbours"]] == ["s0010", *[n["source_id"] for n in by_id["neighbours"]]]
 
 
+def test_a_position_leads_to_the_row_of_its_source(client: TestClient) -> None:
+    facts = client.get("/v1/sources/s0010").json()
+    at = {"ra_deg": facts["ra_deg"], "dec_deg": facts["dec_deg"] + 1 / 3600}
+    assert client.get("/v1/sources", params=at).json() == facts
+    assert client.get("/v1/sources", params={**at, "radius_arcsec": 0.5}).status_code == 404
+
+
+def test_an_exact_search_can_be_asked_for(client: TestClient) -> None:
+    usual = client.get("/v1/sources/s0010/neighbours").json()
+    assert usual["exact"] is True
+    for exact in ("true", "false"):
+        assert client.get(f"/v1/sources/s0010/neighbours?exact={exact}").json() == usual
+    for given in (True, False):
+        assert client.post("/v1/neighbours", json={"source_id": "s0010", "exact": given}).json() == usual
+
+
+@pytest.mark.parametrize("words", [{"max_k": 1001}, {"max_k": 0}, {"max_batch": 1001}, {"max_batch": 0}])
+def test_a_limit_that_no_route_keeps_is_refused(words: dict[str, int]) -> None:
+    with pytest.raises(BadInput, match=f"{next(iter(words))}="):
+        load(environ={}, **words)
+
+
+def test_the_switch_of_the_tests_is_no_setting() -> None:
+    assert load(environ={"REDSHELF_TORTURE": "1"}) == Settings()
+
+
+def test_without_k_there_are_as_many_neighbours_as_the_server_allows(tiny_shelf: Path) -> None:
+    few = TestClient(create_app(load(environ={}, shelf=tiny_shelf, max_k=4)))
+    cutout = {"file": few.get("/v1/sources/s0010/cutout?format=fits").content}
+    for response in (
+        few.get("/v1/sources/s0010/neighbours"),
+        few.post("/v1/neighbours", json={"source_id": "s0010"}),
+        few.post("/v1/cutouts/neighbours", files=cutout),
+    ):
+        assert len(response.json()["neighbours"]) == 4
+    assert few.get("/v1/sources/s0010/neighbours?k=5").status_code == 422
+    page = few.get("/source/s0010")
+    assert page.status_code == 200 and page.text.count('class="card"') == 4
+    assert re.findall(r"<option[^>]*>(\d+)</option>", page.text) == ["4"]
+
+
+def test_the_reddening_of_a_cutout_can_be_given(client: TestClient) -> None:
+    files = {"file": client.get("/v1/sources/s0012/cutout?format=fits").content}
+    for route, value in (("neighbours", "neighbours"), ("redshift", "pdf")):
+        answers = [
+            client.post(f"/v1/cutouts/{route}?encoder=vit", files=files, data=form).json()[value]
+            for form in ({}, {"ebv": "0.1"}, {"ebv": "5"})
+        ]
+        assert answers[0] != answers[1] != answers[2]
+
+
 def test_a_redshift_has_its_density_support_and_names(client: TestClient) -> None:
     body = client.get("/v1/sources/s0003/redshift").json()
     edges, density = np.array(body["pdf"]["z"]), np.array(body["pdf"]["density"])
@@ -159,6 +210,11 @@ def test_png_and_fits_are_served(client: TestClient) -> None:
         ("/v1/sources/s0003/neighbours?k=1001", 422, "k='1001'"),
         ("/v1/sources/s0003/neighbours?k=ten", 422, "k='ten'"),
         ("/v1/sources/s0003/neighbours?encodr=vit", 422, "unknown query parameter 'encodr'; nearest: encoder"),
+        ("/v1/sources/s0003/neighbours?exact=perhaps", 422, "exact='perhaps'"),
+        ("/v1/sources/s0003/neighbours?exact=2", 422, "exact='2'"),
+        ("/v1/sources?ra_deg=10", 422, "dec_deg is missing"),
+        ("/v1/sources?ra_deg=10&dec_deg=91", 422, "dec_deg='91'"),
+        ("/v1/sources?ra_deg=10&dec_deg=10", 404, "no source within 5.0 arcsec"),
         ("/v1/sources/s0003/neighbours?z_min=nan", 422, "z_min='nan'"),
         ("/v1/sources/s0003/neighbours?mag_min=1", 422, "need mag_band"),
         ("/v1/sources/s0003/neighbours?ra=400&dec=0&radius_arcsec=1", 422, "ra=400.0"),
@@ -190,6 +246,10 @@ def test_a_wrong_question_is_a_problem_in_words(client: TestClient, path: str, s
         ("neighbours", {"source_id": "nope"}, 404, "no source 'nope'"),
         ("neighbours", {"vector": [1.0]}, 422, "expected (Q, "),
         ("neighbours", {"vector": []}, 422, "vector=[]"),
+        ("neighbours", {"vector": [1e25]}, 422, "length 1e+25: expected at most 1e+19"),
+        ("neighbours", {"vector": [1e300]}, 422, "length 1e+300: expected at most 1e+19"),
+        ("neighbours", {"source_id": "s0003", "exact": "yes"}, 422, "exact='yes'"),
+        ("neighbours", {"source_id": "s0003", "exact": 1}, 422, "exact=1"),
         ("neighbours", {"position": {"ra_deg": 10, "dec_deg": 10}}, 404, "no source within 5.0 arcsec"),
         ("neighbours", {"position": {"ra_deg": 400, "dec_deg": 10}}, 422, "position.ra_deg=400"),
         ("neighbours", {"source_id": "s0003", "kk": 3}, 422, "unknown field 'kk'"),
@@ -223,6 +283,10 @@ def test_a_body_that_is_no_json_object_is_422(client: TestClient, body: bytes) -
         ({"file": npy(np.zeros((1, 30, 32)))}, {"bands": "g"}, "", 422, "expected at least 32 x 32"),
         ({"file": npy(np.zeros((1, 32, 32)))}, {"bands": "g", "unit": "Jy"}, "", 422, "unit='Jy'"),
         ({"file": npy(np.zeros((1, 32, 32)))}, {"band": "g"}, "", 422, "unknown field 'band'"),
+        ({"file": b"x"}, {"ebv": "11"}, "", 422, "ebv='11'"),
+        ({"file": b"x"}, {"ebv": "-0.1"}, "", 422, "ebv='-0.1'"),
+        ({"file": b"x"}, {"ebv": "nan"}, "", 422, "ebv='nan'"),
+        ({"file": b"x"}, {"ebv": "dusty"}, "", 422, "ebv='dusty'"),
         ({"fil": b"x"}, {}, "", 422, "file is missing"),
         ({"file": b"x"}, {}, "?encoder=photometry", 422, "encoder 'photometry' needs fluxes"),
         ({"file": b"x"}, {}, "?encoder=dino", 404, "no encoder 'dino'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -185,6 +186,29 @@ def test_a_source_has_its_picture_facts_redshift_and_similar_ones(client: TestCl
     assert "median" in html and "68%" in html and ("Supported." in html or "Not supported." in html)
     chosen = [a for tag, a in found if tag == "option" and "selected" in a]
     assert chosen[0]["value"] == "vit"
+
+
+def test_a_source_that_the_encoder_has_not_seen_has_a_page(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoders = client.app.state.shelf.encoders  # type: ignore[attr-defined]
+
+    def hide_from(name: str) -> None:
+        known = encoders[name].index.known.copy()
+        known[client.app.state.shelf.row("s0003")] = False  # type: ignore[attr-defined]
+        index = replace(encoders[name].index, known=known)
+        monkeypatch.setitem(encoders, name, replace(encoders[name], index=index))
+
+    hide_from("vit")  # the default
+    for path in ("/source/s0003", "/source/s0003?encoder=vit&k=5"):
+        response = client.get(path)
+        assert response.status_code == 200 and "vit has no vector of this source" in response.text
+        found = tags(response.text)
+        assert [a["value"] for tag, a in found if tag == "option" and "value" in a] == ["photometry"]
+        assert not any(a.get("class") == "card" for _, a in found)
+        assert "How far away" in response.text and "J1000" in response.text
+    assert client.get("/source/s0003?encoder=photometry").text.count('class="card"') == 24
+    hide_from("photometry")
+    response = client.get("/source/s0003")
+    assert response.status_code == 200 and not any(a.get("class") == "chooser" for _, a in tags(response.text))
 
 
 def test_a_star_is_given_no_redshift_and_the_page_says_so(client: TestClient) -> None:

@@ -141,6 +141,27 @@ def test_cuts_select_rows_and_missing_values_pass_none(tmp_path: Path) -> None:
         kept(column="kind", operator="==", value=3)
 
 
+@pytest.mark.parametrize("ending", ["fits", "parquet"])
+def test_cuts_compare_in_the_precision_of_the_column(tmp_path: Path, ending: str) -> None:
+    columns = {**COLUMNS, "z": np.array([0.3, -99.9, 1.5], dtype=np.float32)}
+    Table(columns).write(tmp_path / f"t.{ending}")
+
+    def kept(operator: str, value: Any) -> list[bytes]:
+        cut = {"column": "z", "operator": operator, "value": value}
+        return survey_of(tmp_path, f"t.{ending}", cuts=[cut]).source_id.tolist()
+
+    assert kept("!=", -99.9) == kept("not in", [-99.9]) == [b"a", b"c"]
+    assert kept("==", -99.9) == kept("in", [-99.9, 7]) == [b"b"]
+    assert kept("<=", 0.3) == [b"a", b"b"] and kept(">", 0.3) == [b"c"]
+    assert kept("<", 1e300) == [b"a", b"b", b"c"]  # more than a float32 holds
+
+
+def test_cuts_on_large_integers_are_exact(tmp_path: Path) -> None:
+    columns = {**COLUMNS, "n": [2**62 + 1, 2**62 + 2, 5]}
+    cut = {"column": "n", "operator": "!=", "value": 2**62 + 1}
+    assert read(tmp_path, columns, cuts=[cut]).source_id.tolist() == [b"b", b"c"]
+
+
 def test_a_row_that_is_cut_may_be_wrong(tmp_path: Path) -> None:
     columns = {**COLUMNS, "id": ["a", "a", "c"], "ra": [10.0, 999.0, 1.0], "use": [1, 0, 1]}
     found = read(tmp_path, columns, cuts=[{"column": "use", "operator": "==", "value": 1}])
@@ -255,3 +276,16 @@ def test_the_first_hundred_cosmos_sources_read_from_their_fits_file() -> None:
     flux = next(n for n in names if n.startswith("f_"))
     columns = read_columns(data, [flux, flux.replace("f_", "ferr_"), "zspec"])
     assert len(columns["zspec"]) == 100 and np.isfinite(columns["zspec"]).all()
+
+
+def test_a_float32_column_with_nulls_keeps_its_precision(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    from redshelf.indexing import tables
+
+    column = pa.array([0.3, -99.9, None], type=pa.float32())
+    parquet.write_table(pa.table({"z": column}), tmp_path / "c.parquet")
+    found = tables.read_columns(tmp_path / "c.parquet", ["z"], format=None, hdu=None, text=[])["z"]
+    assert found.dtype == np.float32 and np.isnan(found[2])
+    assert found[1] == np.float32(-99.9)

@@ -7,22 +7,32 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from redshelf.api.cli import build_parser, main
 from redshelf.service.settings import load
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
 
 @pytest.fixture(scope="module")
-def url(tiny_shelf: Path) -> Iterator[str]:
+def app(tiny_shelf: Path) -> FastAPI:
+    from redshelf.api.app import create_app
+
+    return create_app(load(environ={}, shelf=tiny_shelf))
+
+
+@pytest.fixture(scope="module")
+def url(app: FastAPI) -> Iterator[str]:
     """A real server of the tiny shelf on a free port."""
     import uvicorn
 
-    from redshelf.api.app import create_app
-
-    server = uvicorn.Server(uvicorn.Config(create_app(load(environ={}, shelf=tiny_shelf)), port=0, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -34,7 +44,7 @@ def url(tiny_shelf: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("command", ["simulate", "ingest", "pretrain", "train", "embed", "index", "fit", "publish",
-                                     "serve", "search", "redshift", "check", "status", "demo"])  # fmt: skip
+                                     "serve", "search", "check", "status", "demo"])  # fmt: skip
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -59,6 +69,8 @@ def test_every_command_of_the_parser_can_be_run() -> None:
         ["search", "--ra", "1"],
         ["embed"],
         ["search", "--id", "a", "-k", "ten"],
+        ["search", "--id", "a", "--json", "--estimator", "knn"],
+        ["redshift", "--id", "a"],
     ],
 )
 def test_wrong_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,15 +104,32 @@ def test_search_prints_what_the_route_answers(tiny_shelf: Path, url: str, capsys
     assert json.loads(capsys.readouterr().out) == route
 
 
-def test_redshift_prints_what_the_route_answers(tiny_shelf: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    import httpx
+def test_search_prints_the_redshift_by_the_estimator_asked_for(
+    tiny_shelf: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for where in (["--shelf", str(tiny_shelf)], ["--url", url]):
+        for estimator in ("knn", "lightgbm"):
+            assert main(["search", "--id", "s0007", "--estimator", estimator, *where]) == 0
+            assert f"({estimator} on " in capsys.readouterr().out
+        assert main(["search", "--id", "s0007", "--estimator", "crystal", *where]) == 1
+        assert "no estimator 'crystal'" in capsys.readouterr().err
 
-    route = httpx.get(f"{url}/v1/sources/s0007/redshift", params={"encoder": "photometry"}).json()
-    asked = ["redshift", "--id", "s0007", "--encoder", "photometry", "--json"]
-    assert main([*asked, "--shelf", str(tiny_shelf)]) == 0
-    assert json.loads(capsys.readouterr().out) == route
-    assert main([*asked, "--url", url]) == 0
-    assert json.loads(capsys.readouterr().out) == route
+
+def test_a_redshift_by_position_needs_no_vector_of_the_default_encoder(
+    tiny_shelf: Path, app: FastAPI, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from redshelf.api.ask import OnDisk, OverHttp, Question
+
+    disk = OnDisk(tiny_shelf)
+    row, name = disk.shelf.row("s0021"), disk.shelf.generation.default_encoder
+    for shelf in (disk.shelf, app.state.shelf):
+        encoder = shelf.encoders[name]
+        known = encoder.index.known.copy()
+        known[row] = False
+        monkeypatch.setitem(shelf.encoders, name, replace(encoder, index=replace(encoder.index, known=known)))
+    question = Question(position=(float(disk.shelf.columns["ra"][row]), float(disk.shelf.columns["dec"][row])))
+    found = [asked.redshift(question, estimator=None) for asked in (disk, OverHttp(url))]
+    assert found[0] == found[1] and found[0].source_id == "s0021"
 
 
 def test_position_and_cutout_ask_the_same_of_disk_and_server(
@@ -114,14 +143,18 @@ def test_position_and_cutout_ask_the_same_of_disk_and_server(
     cutout = tmp_path / "s0007.fits"
     cutout.write_bytes(pictures.fits(shelf, row))
     at = ["--ra", repr(float(shelf.columns["ra"][row])), "--dec", repr(float(shelf.columns["dec"][row]))]
-    for command in ("search", "redshift"):
-        for question in (at, ["--cutout", str(cutout), "--encoder", "vit"]):
-            answers = []
-            for where in (["--shelf", str(tiny_shelf)], ["--url", url]):
-                assert main([command, *question, *where, "--json"]) == 0
-                answers.append(json.loads(capsys.readouterr().out))
-            assert answers[0] == answers[1]
-            assert answers[0].get("query", answers[0].get("source_id")) == ("s0007" if question is at else None)
+    for question in (at, ["--cutout", str(cutout)], ["--cutout", str(cutout), "--ebv", "3"]):
+        answers, printed = [], []
+        for where in (["--shelf", str(tiny_shelf)], ["--url", url]):
+            assert main(["search", *question, *where, "--json"]) == 0
+            answers.append(json.loads(capsys.readouterr().out))
+            assert main(["search", *question, *where]) == 0
+            printed.append(capsys.readouterr().out)
+        assert answers[0] == answers[1] and printed[0] == printed[1]
+        assert answers[0]["query"] == ("s0007" if question is at else None)
+        assert (answers[0]["neighbours"][0]["distance"] < 0.01) == ("--cutout" in question and "--ebv" not in question)
+    assert main(["search", "--cutout", str(cutout), "--ebv", "11", "--shelf", str(tiny_shelf)]) == 1
+    assert "ebv=11.0: expected 0 to 10 mag" in capsys.readouterr().err
 
 
 def test_search_for_people_is_a_table_and_a_redshift(tiny_shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The contracts that everything is built against: each survives a round trip and refuses what does not fit."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_a_generation_round_trips_and_the_newest_is_taken(tmp_path: Path) -> Non
         )
         generation.write(layout, written)
     assert generation.read(layout) == written
-    assert generation.read(layout, 2).tag == "generation-2"
+    assert generation.read(layout, 2).number == 2
     with pytest.raises(NotFound, match="no generation 3"):
         generation.read(layout, 3)
 
@@ -158,9 +159,32 @@ def test_parts_are_committed_once_in_order_and_whole(tmp_path: Path) -> None:
 
 def test_a_part_whose_rows_do_not_count_up_leaves_no_receipt(tmp_path: Path) -> None:
     table, receipts, schema = tmp_path / "e.lance", tmp_path / "work" / "e", store.embeddings_schema(4)
-    with pytest.raises(Exception, match="rows do not count up from 20"):
+    with pytest.raises(BadInput, match=r"^e\.lance part 0: rows do not count up from 20$"):
         store.write_part(table, schema, [_vectors(0, 20), _vectors(21, 2)], receipts=receipts, part=0, first_row=0)
     assert store.done_parts(receipts) == set()
+
+
+def test_an_error_of_the_batches_comes_out_as_it_was_raised_with_its_cause(tmp_path: Path) -> None:
+    wrong, cause = BadInput("m.fits is truncated"), OSError("short read")
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        yield _vectors(0, 5)
+        raise wrong from cause
+
+    schema, receipts = store.embeddings_schema(4), tmp_path / "work" / "e"
+    with pytest.raises(BadInput) as caught:
+        store.write_part(tmp_path / "e.lance", schema, batches(), receipts=receipts, part=0, first_row=0)
+    assert caught.value is wrong and caught.value.__cause__ is cause
+    assert store.done_parts(receipts) == set()
+
+
+def test_an_error_of_the_table_itself_is_not_hidden(tmp_path: Path) -> None:
+    (tmp_path / "e.lance").write_text("a file where the table's folder should be")
+    with pytest.raises(OSError, match=r"e\.lance"):
+        store.write_part(
+            tmp_path / "e.lance", store.embeddings_schema(4), [_vectors(0, 5)],
+            receipts=tmp_path / "work", part=0, first_row=0,
+        )  # fmt: skip
 
 
 def test_a_plan_that_does_not_continue_the_table_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from redshelf.indexing import store
 from redshelf.indexing.layout import Layout
 from redshelf.models.bands import State
 from redshelf.models.errors import BadInput, Conflict
-from redshelf.service.ingest import IngestReport, ingest, plan
+from redshelf.service.ingest import IngestReport, ingest, plan, sampled_sha256
 
 SCALE, SHAPE, CUTOUT = 0.2, (160, 220), 16
 BANDS = ("g", "r", "z")
@@ -251,11 +251,77 @@ def test_a_shelf_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert_same_rows(tmp_path / "s", tmp_path / "before")
 
 
+@pytest.mark.parametrize("what", ["image", "weight", "mask"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_new_pixels_in_a_file_of_the_same_size_make_another_shelf(tmp_path: Path, what: str, finished: bool) -> None:
+    path = write_survey(tmp_path / "d")
+    edit(path, 'name = "g"', 'name = "g"\nweight = "weights/{tile}.fits"\nmask = "mask.fits"')
+    (tmp_path / "d" / "weights").mkdir()
+    for tile in range(3):
+        fits.PrimaryHDU(np.full(SHAPE, 100, np.float32)).writeto(tmp_path / "d" / "weights" / f"t{tile}.fits")
+    fits.PrimaryHDU(np.zeros(SHAPE, np.int16)).writeto(tmp_path / "d" / "mask.fits")
+    if finished:
+        ingest(path, tmp_path / "s")
+    else:
+        subprocess.run([sys.executable, "-c", KILLED, str(path), str(tmp_path / "s"), "3"], check=False)
+    changed = tmp_path / "d" / {"image": "mosaics/g/t1.fits", "weight": "weights/t0.fits", "mask": "mask.fits"}[what]
+    before = changed.stat().st_size
+    with fits.open(changed, mode="update") as units:
+        units[0].data[SHAPE[0] // 2] += 1
+    assert changed.stat().st_size == before
+    with pytest.raises(Conflict, match="made from another catalogue, survey file or set of images"):
+        ingest(path, tmp_path / "s")
+
+
+def test_an_absent_weight_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    path = write_survey(tmp_path / "d")
+    edit(path, 'name = "r"', 'name = "r"\nweight = "weights/{tile}.fits"')
+    with pytest.raises(BadInput, match=r"band r, tile t0: the weight .*weights/t0\.fits does not exist"):
+        ingest(path, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_sampled_hash_sees_each_block_and_all_of_a_small_file(tmp_path: Path) -> None:
+    file, block = tmp_path / "f", 65_536
+    for size, changes in (
+        (3, (0, 2)),
+        (16 * block, (0, block, 9 * block - 1, 16 * block - 1)),
+        (40 * block, (0, 40 * block // 2 + block, 40 * block - 1)),
+    ):
+        data = bytearray(size)
+        file.write_bytes(data)
+        plain = sampled_sha256(file)
+        for at in changes:
+            data[at] = 1
+            file.write_bytes(data)
+            assert sampled_sha256(file) != plain, (size, at)
+            data[at] = 0
+
+
+def test_a_band_without_noise_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    path = write_survey(tmp_path / "d")
+    for tile in range(3):
+        with fits.open(tmp_path / "d" / "mosaics" / "r" / f"t{tile}.fits", mode="update") as units:
+            units[0].data[:] = 7
+    with pytest.raises(BadInput, match=r"band r: its 3 sampled images, the first .*r/t\d\.fits, hold hardly"):
+        ingest(path, tmp_path / "s")
+    assert not (tmp_path / "s" / "shelf.toml").exists()
+
+
+def test_a_band_whose_sky_is_mostly_one_value_is_ingested(tmp_path: Path) -> None:
+    path = write_survey(tmp_path / "d")
+    for tile in range(3):
+        with fits.open(tmp_path / "d" / "mosaics" / "r" / f"t{tile}.fits", mode="update") as units:
+            units[0].data[:100] = 7
+    ingest(path, tmp_path / "s")
+    np.testing.assert_allclose(Layout(tmp_path / "s").read_info().bands[1].noise_ujy, 0.1, rtol=0.03)
+
+
 def test_two_ingests_at_once_are_refused(survey_file: Path, tmp_path: Path) -> None:
     (tmp_path / "s" / "work").mkdir(parents=True)
     with (
         FileLock(str(tmp_path / "s" / "work" / "ingest.lock")),
-        pytest.raises(Conflict, match="another ingest is writing"),
+        pytest.raises(Conflict, match="another process is writing"),
     ):
         ingest(survey_file, tmp_path / "s")
     assert ingest(survey_file, tmp_path / "s").sources == 60

@@ -197,3 +197,26 @@ def test_pixel_noise_comes_from_weights_or_from_the_sky(tmp_path: Path) -> None:
     np.testing.assert_allclose(mosaic.pixel_noise([opened(tmp_path, weight="w/{tile}.fits")]), 0.03, rtol=1e-5)
     write(tmp_path / "m/g/a.fits", np.full(shape, np.nan, np.float32), wcs_at(150, 2, shape))
     assert np.isnan(mosaic.pixel_noise([opened(tmp_path)]))
+
+
+def test_pixel_noise_of_a_sky_that_is_mostly_one_value_is_that_of_the_rest(tmp_path: Path) -> None:
+    shape, rng = (600, 700), np.random.default_rng(3)
+    filled = rng.normal(0.0, 0.02, shape).astype(np.float32)
+    filled[:, :450] = -99.0
+    write(tmp_path / "m/g/a.fits", filled, wcs_at(150, 2, shape))
+    np.testing.assert_allclose(mosaic.pixel_noise([opened(tmp_path)]), 0.02, rtol=0.03)
+    counts = rng.choice(np.float32([0, 1, 2, 3]), shape, p=[0.6, 0.3, 0.08, 0.02])  # 2 and 3 beside 1: 0.4
+    write(tmp_path / "m/g/b.fits", counts, wcs_at(150, 2, shape))
+    np.testing.assert_allclose(mosaic.pixel_noise([opened(tmp_path, "m/g/b.fits")]), 0.4, rtol=0.03)
+
+
+def test_a_mosaic_without_any_noise_does_not_count(tmp_path: Path) -> None:
+    shape = (600, 700)
+    write(tmp_path / "m/g/a.fits", np.full(shape, 3.0, np.float32), wcs_at(150, 2, shape))
+    noisy = np.random.default_rng(3).normal(0.0, 0.02, shape).astype(np.float32)
+    write(tmp_path / "m/g/b.fits", noisy, wcs_at(150, 2, shape))
+    flat = opened(tmp_path)
+    assert mosaic.pixel_noise([flat]) == 0
+    np.testing.assert_allclose(mosaic.pixel_noise([flat, opened(tmp_path, "m/g/b.fits"), flat]), 0.02, rtol=0.02)
+    write(tmp_path / "w/a.fits", np.full(shape, np.inf, np.float32), None)  # no weight at all
+    assert np.isnan(mosaic.pixel_noise([opened(tmp_path, weight="w/{tile}.fits")]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -115,6 +116,19 @@ def test_fits_has_microjansky_and_the_place_on_the_sky(shelf: OpenShelf) -> None
         scale = WCS(hdus[2].header).proj_plane_pixel_scales()[0].to_value("arcsec")
     assert (float(ra), float(dec)) == pytest.approx((shelf.columns["ra"][row], shelf.columns["dec"][row]), abs=1e-9)
     assert scale == pytest.approx(0.2)
+
+
+def test_fits_has_the_reddening_where_it_is_known(shelf: OpenShelf) -> None:
+    known = replace(shelf, columns={**shelf.columns, "ebv": np.full(len(shelf), 0.031, np.float32)})
+    assert fits.getheader(BytesIO(pictures.fits(known, 3)))["EBV"] == pytest.approx(0.031)
+    assert "EBV" not in fits.getheader(BytesIO(pictures.fits(shelf, 3)))
+
+
+def test_fits_leaves_out_a_band_without_images(shelf: OpenShelf) -> None:
+    g, r, i = shelf.info.bands
+    partly = replace(shelf, info=replace(shelf.info, bands=(g, replace(r, noise_ujy=np.nan), i)))
+    with fits.open(BytesIO(pictures.fits(partly, 3))) as hdus:
+        assert [hdu.header["BAND"] for hdu in hdus[1:]] == ["g", "i"]
 
 
 def test_the_flux_of_the_cutout_is_that_of_the_catalogue(shelf: OpenShelf) -> None:

@@ -85,6 +85,18 @@ def test_search_by_a_stored_vector_finds_its_source_first(shelf: OpenShelf) -> N
     ]
 
 
+@pytest.mark.parametrize("value", [1e25, 1e300])
+def test_a_vector_whose_squared_distances_overflow_is_refused(shelf: OpenShelf, value: float) -> None:
+    vector = np.zeros(shelf.encoder("vit").index.dim)
+    vector[3] = -value
+    with pytest.raises(
+        BadInput, match=r"length 1e\+\d+: expected at most 1e\+19, since squared distances overflow float32"
+    ):
+        neighbours_of_vector(shelf, vector, encoder="vit")
+    vector[3] = 0.99e19
+    assert len(neighbours_of_vector(shelf, vector, encoder="vit").neighbours) == 10
+
+
 @pytest.mark.parametrize("k", [0, -1, 1001])
 def test_k_out_of_range_is_refused(shelf: OpenShelf, k: int) -> None:
     with pytest.raises(BadInput, match=f"k={k}: expected 1 <= k <= 1000"):

@@ -194,7 +194,7 @@ def test_an_embedding_killed_between_parts_resumes_without_losing_or_doubling_a_
     process = subprocess.run([sys.executable, "-c", killed, str(own_shelf)], env=environment, check=False)
     assert process.returncode == -9
     assert store.count_rows(layout.embeddings("vit", revision)) == 0, "nothing is visible before the commit"
-    assert len(store.done_parts(layout.work(f"embed.vit.{revision}"))) == 4
+    assert len(store.done_parts(layout.work(f"embed.vit.{revision}.0-300.40"))) == 4
     assert bulk.embed_all(layout, find_encoder(layout, "vit"), part_rows=40) == 300
     again = store.open_table(layout.embeddings("vit", revision)).to_table()
     assert again["row"].to_pylist() == list(range(300))
@@ -208,7 +208,7 @@ def test_a_second_embedding_at_the_same_time_says_so(own_shelf: Path) -> None:
     layout = Layout(own_shelf)
     encoder = find_encoder(layout, "vit")
     with (
-        FileLock(str(layout.work(f"embed.vit.{encoder.revision}.run.lock"))),
+        FileLock(str(layout.work(f"embed.vit.{encoder.revision}.lock"))),
         pytest.raises(Conflict, match="another run is embedding vit"),
     ):
         bulk.embed_all(layout, encoder)
@@ -264,3 +264,68 @@ def test_a_source_on_no_tile_is_kept_but_never_found_by_its_pixels(tmp_path: Pat
     assert unseen.z_median is None and "no band of it was observed" in unseen.support.reasons[0]
     assert redshifts(opened, ["s0007"], encoder="photometry")[0].z_median is not None
     assert check(root) == []
+
+
+def test_the_same_fit_again_leaves_what_is_published_as_it_is(own_shelf: Path) -> None:
+    fit(own_shelf, encoder="photometry")
+    assert check(own_shelf) == []
+    assert open_shelf(own_shelf).generation.number == 1
+
+
+def test_a_fit_on_labels_that_have_changed_since_is_not_published(own_shelf: Path) -> None:
+    layout = Layout(own_shelf)
+    labels = store.open_table(layout.labels).to_table()
+    store.replace_table(layout.labels, labels.slice(1))
+    with pytest.raises(
+        Conflict, match=r"labels have changed .* run `redshelf fit --encoder photometry`, `redshelf fit"
+    ):
+        publish(own_shelf)
+    fit(own_shelf, encoder="photometry")
+    assert [f.encoder for f in publish(own_shelf).redshifts] == ["photometry"]
+
+
+def test_an_agn_gets_no_photo_z_and_its_redshift_says_why(own_shelf: Path) -> None:
+    import pyarrow as pa
+
+    layout = Layout(own_shelf)
+    labels = store.open_table(layout.labels).to_table()
+    row = labels["row"][0].as_py()
+    classes = ["agn", *labels["object_class"].to_pylist()[1:]]
+    at = labels.schema.get_field_index("object_class")
+    store.replace_table(layout.labels, labels.set_column(at, "object_class", pa.array(classes)))
+    fit(own_shelf, encoder="photometry")
+    publish(own_shelf)
+    opened = open_shelf(own_shelf)
+    assert np.isnan(opened.columns["z_phot"][row]) and row not in opened.redshift().label_rows
+    answer = redshifts(opened, [opened.source_id(row)])[0]
+    assert not answer.support.in_support and "AGN" in answer.support.reasons[0]
+
+
+def test_an_encoder_of_another_version_of_its_code_is_refused(own_shelf: Path) -> None:
+    from redshelf.models import checkpoint
+
+    folder = next(Layout(own_shelf).models.glob("vit.*"))
+    document = json.loads((folder / "config.json").read_text())
+    document["config"]["centre"] = 0.5
+    blob = (folder / "weights.safetensors").read_bytes()
+    document["revision"] = checkpoint.revision_of(document["kind"], document["config"], blob)
+    (folder / "config.json").write_text(json.dumps(document))
+    with pytest.raises(BadInput, match="made by another version of redshelf"):
+        checkpoint.load(folder)
+
+
+def test_a_half_written_encoder_of_a_killed_run_is_not_listed(own_shelf: Path) -> None:
+    layout = Layout(own_shelf)
+    before = layout.encoders()
+    shutil.copytree(next(layout.models.glob("vit.*")), layout.models / ".vit.killed")
+    assert layout.encoders() == before
+
+
+def test_a_tag_left_by_a_killed_publish_moves_to_what_is_published(own_shelf: Path) -> None:
+    layout = Layout(own_shelf)
+    store.tag(store.open_table(layout.labels), "generation-2")
+    store.replace_table(layout.labels, store.open_table(layout.labels).to_table())
+    fit(own_shelf, encoder="photometry")
+    written = publish(own_shelf)
+    tags = store.open_table(layout.labels).tags.list()
+    assert tags["generation-2"]["version"] == written.tables["labels"].version

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import tomllib
 import zipfile
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
+import small_survey
+import tomli_w
 import torture
 from astropy.io import fits
+from astropy.table import Table
 
 from redshelf.indexing.layout import ShelfInfo
 from redshelf.models.bands import Band, State
 from redshelf.models.errors import BadInput, NotFound
-from redshelf.service import pictures, upload
+from redshelf.service import pictures, redshift, upload
 from redshelf.service.shelf import OpenShelf, open_shelf
 
 INFO = ShelfInfo(
@@ -30,6 +36,32 @@ NOISE = np.array([0.5, 2.0, 1.0], np.float32)[:, None, None]
 @pytest.fixture(scope="module")
 def shelf(tiny_shelf: Path) -> OpenShelf:
     return open_shelf(tiny_shelf)
+
+
+@pytest.fixture(scope="module")
+def dusty_shelf(tmp_path_factory: pytest.TempPathFactory) -> OpenShelf:
+    """A shelf of sources behind different amounts of dust, with encoder and fit `vit`."""
+    from redshelf.service.embedding import build_index, embed
+    from redshelf.service.fit import fit
+    from redshelf.service.ingest import ingest
+    from redshelf.service.pretrain import pretrain
+    from redshelf.service.publish import publish
+
+    folder = tmp_path_factory.mktemp("dusty")
+    survey, root = small_survey.write(folder, sources=150), folder / "shelf"
+    table = Table.read(folder / "catalogue.fits")
+    table["EBV"] = np.linspace(0.1, 0.9, len(table))
+    table.write(folder / "catalogue.fits", overwrite=True)
+    document = tomllib.loads(survey.read_text())
+    document["catalogue"]["ebv"] = "EBV"
+    survey.write_text(tomli_w.dumps(document))
+    ingest(survey, root)
+    pretrain(root, name="vit", steps=1)
+    embed(root, encoder="vit")
+    build_index(root, encoder="vit")
+    fit(root, encoder="vit")
+    publish(root)
+    return open_shelf(root)
 
 
 def fits_bytes(*images: tuple[str, np.ndarray], key: str = "BAND", **cards: object) -> bytes:
@@ -235,9 +267,56 @@ def test_the_exported_cutout_of_a_source_finds_the_source_itself(shelf: OpenShel
     np.testing.assert_allclose(cutout.pixels, pixels, rtol=2e-3, atol=1e-3)
     assert np.array_equal(cutout.mask, mask) and np.array_equal(cutout.state, state)
     encoder = upload.pixel_encoder(shelf, None)
-    vector = upload.embed(encoder, cutout, shelf.info)
+    vector = upload.embed(shelf, encoder, cutout)
     _, rows = encoder.index.search(vector[None], 1)
     assert rows[0, 0] == row
+
+
+@pytest.mark.parametrize("name", ["shelf", "dusty_shelf"])
+@pytest.mark.parametrize("source_id", ["s0014", "s0124"])  # not labelled: a label is no neighbour of its own source
+def test_an_exported_cutout_has_the_vector_and_the_redshift_of_its_source(
+    name: str, source_id: str, request: pytest.FixtureRequest
+) -> None:
+    shelf: OpenShelf = request.getfixturevalue(name)
+    row, encoder = shelf.row(source_id), shelf.encoder("vit")
+    vector = upload.embed(shelf, encoder, upload.read(pictures.fits(shelf, row), shelf.info))
+    np.testing.assert_allclose(vector, encoder.vectors(np.array([row]))[0], rtol=1e-3, atol=1e-3)
+    found = redshift.redshift_of_vector(shelf, vector, encoder="vit", estimator="knn")
+    expected = redshift.redshifts(shelf, [source_id], encoder="vit", estimator="knn")[0]
+    assert found.z_median == pytest.approx(expected.z_median, abs=2e-3)
+
+
+def test_reddening_is_what_was_given_else_the_headers_else_the_median_of_the_shelf(dusty_shelf: OpenShelf) -> None:
+    shelf, encoder = dusty_shelf, dusty_shelf.encoder("vit")
+    images = tuple(zip(shelf.info.band_names, shelf.cutout(0)[0], strict=True))
+    with_card, without = fits_bytes(*images, EBV=0.25), fits_bytes(*images)
+    assert upload.read(with_card, shelf.info, ebv=0.0).ebv == 0
+    assert upload.read(with_card, shelf.info).ebv == 0.25
+    cutout = upload.read(without, shelf.info)
+    assert cutout.ebv is None
+    vectors = {e: upload.embed(shelf, encoder, replace(cutout, ebv=e)) for e in (None, 0.5, 0.9)}
+    assert np.median(shelf.columns["ebv"]) == pytest.approx(0.5)
+    np.testing.assert_allclose(vectors[None], vectors[0.5], rtol=1e-4, atol=1e-5)
+    assert np.abs(vectors[0.9] - vectors[0.5]).max() > 0.01
+
+
+@pytest.mark.parametrize("ebv", [-0.1, 10.1, float("nan"), float("inf")])
+def test_reddening_out_of_range_is_refused(ebv: float) -> None:
+    with pytest.raises(BadInput, match=r"ebv=.*: expected 0 to 10 mag"):
+        upload.read(npy_bytes(CUBE), INFO, bands=("g", "r", "i"), ebv=ebv)
+
+
+@pytest.mark.parametrize("card", ["much", -1.0, True])
+def test_a_header_whose_reddening_is_no_such_number_is_refused(card: object) -> None:
+    with pytest.raises(BadInput, match=r"ebv=.*: expected 0 to 10 mag"):
+        upload.read(fits_bytes(("g", CUBE[0]), EBV=card), INFO)
+
+
+@pytest.mark.parametrize("unit", ["uJy", "noise"])
+def test_a_band_without_images_is_refused_in_every_unit(unit: Literal["uJy", "noise"]) -> None:
+    info = replace(INFO, bands=(*INFO.bands, Band("K", 2150)))
+    with pytest.raises(BadInput, match="band 'K' has no images in survey s"):
+        upload.read(npy_bytes(CUBE[0]), info, bands=("K",), unit=unit)
 
 
 def test_the_first_encoder_on_pixels_alone_embeds_uploads(shelf: OpenShelf) -> None:
