@@ -20,7 +20,7 @@ from astropy.table import Table
 from redshelf.indexing.layout import ShelfInfo
 from redshelf.models.bands import Band, State
 from redshelf.models.errors import BadInput, NotFound
-from redshelf.service import pictures, redshift, upload
+from redshelf.service import formats, pictures, redshift, upload
 from redshelf.service.shelf import OpenShelf, open_shelf
 
 INFO = ShelfInfo(
@@ -192,9 +192,9 @@ def test_header_values_are_read_as_astropy_reads_them() -> None:
     values = {"A": "it's / so", "B": -3, "C": 1.5e-7, "D": True, "E": "", "F": 12345678901}
     header = fits.Header([(key, value, "a comment / with 'quotes'") for key, value in values.items()])
     lines = [str(card) for card in header.cards]
-    found = {line[:8].strip(): upload._value(line[10:]) for line in lines}
+    found = {line[:8].strip(): formats.value(line[10:]) for line in lines}
     assert found == {**values, "D": "T"}
-    assert upload._value("  1.0D3 / x") == 1000.0
+    assert formats.value("  1.0D3 / x") == 1000.0
 
 
 @pytest.mark.security
@@ -213,7 +213,7 @@ def test_a_small_file_cannot_ask_for_much_memory() -> None:
         upload.read(bomb, INFO)
     stream = BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a.npy", bytes(upload.MAX_UNPACKED_BYTES + 1))
+        archive.writestr("a.npy", bytes(formats.MAX_UNPACKED_BYTES + 1))
     assert len(stream.getvalue()) < 1 << 20
     with pytest.raises(BadInput, match="unpacks to more"):
         upload.read(stream.getvalue(), INFO)
