@@ -358,6 +358,7 @@ def test_catalogue_only_survey_has_no_images(tmp_path: Path) -> None:
     assert sorted(p.name for p in path.parent.iterdir()) == ["catalogue.fits", "survey.toml", "truth.fits"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_whatever_the_processes(tmp_path: Path) -> None:
     for name, processes in (("one", 1), ("two", 2)):
         simulate.simulate(

@@ -175,6 +175,7 @@ def test_pretraining_reaches_every_parameter(sky: blobs.Blobs) -> None:
     assert reached == {key for key, _ in objective.named_parameters()}
 
 
+@pytest.mark.slow
 def test_pretraining_lowers_both_losses_and_the_embedding_learns_colours(
     sky: blobs.Blobs, trained: tuple[MultiBandViT, Report]
 ) -> None:
@@ -188,6 +189,7 @@ def test_pretraining_lowers_both_losses_and_the_embedding_learns_colours(
     assert learnt > random + 0.1
 
 
+@pytest.mark.slow
 def test_a_missing_band_changes_the_answer_less_than_a_shuffled_one(
     sky: blobs.Blobs, trained: tuple[MultiBandViT, Report]
 ) -> None:
@@ -213,6 +215,7 @@ def test_pretraining_without_fluxes_works_and_leaves_out_sources_without_bands(s
     assert torch.isfinite(encoder.embed(few(sky))).all()
 
 
+@pytest.mark.slow
 def test_the_transformer_comes_back_from_disk_with_the_same_vectors(
     sky: blobs.Blobs, trained: tuple[MultiBandViT, Report], tmp_path: Path
 ) -> None:
