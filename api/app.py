@@ -6,6 +6,7 @@ The shelf is opened before the first request, so that a damaged one never serves
 from __future__ import annotations
 
 import os
+import socket
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fastapi.staticfiles import StaticFiles
 
 from redshelf.api import browse, neighbours, operations, problems, redshifts, sources
 from redshelf.api.queries import PROBLEMS
+from redshelf.models.errors import Conflict
 from redshelf.service.settings import Settings
 from redshelf.service.shelf import open_shelf
 
@@ -54,4 +56,10 @@ def serve(settings: Settings) -> None:
     import uvicorn
 
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))  # read by FAISS and torch when they are loaded
+    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise Conflict(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
     uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_level="info")

@@ -20,6 +20,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import Field
 
 from redshelf.api.queries import InForce, Shelf, Strict, how_many
+from redshelf.indexing.columns import CLASSES
 from redshelf.models.errors import BadInput
 from redshelf.service import redshift, search, sources
 from redshelf.service.answers import NeighboursAnswer, RedshiftAnswer
@@ -196,12 +197,21 @@ def failed(request: Request, status: int, detail: str) -> Response:
 def _examples(shelf: OpenShelf) -> list[dict[str, Any]]:
     """A few sources to begin with: galaxies with a label, spread over redshift; else any, spread over the shelf."""
     z = shelf.columns["z_spec"]
-    rows = np.flatnonzero(np.isfinite(z) & (z > 0))
+    galaxy = np.isin(shelf.columns["object_class"], [CLASSES.index("galaxy"), CLASSES.index("unknown")])
+    rows = np.flatnonzero(np.isfinite(z) & (z > 0) & galaxy)
     rows = rows[np.argsort(z[rows], kind="stable")] if len(rows) >= EXAMPLES else np.arange(len(shelf))
     if not len(rows):
         return []
     spread = rows[np.unique(np.linspace(0, len(rows) - 1, EXAMPLES).astype(int))]
     return [{"source_id": shelf.source_id(r), "z_spec": float(z[r]) if np.isfinite(z[r]) else None} for r in spread]
+
+
+def _place(shelf: OpenShelf, source_id: str) -> tuple[str, str]:
+    """The position of a source as a person may type it: in degrees, and in hours and degrees."""
+    row = shelf.row(source_id)
+    ra, dec = float(shelf.columns["ra"][row]), float(shelf.columns["dec"][row])
+    j = sources.iau_name(ra, dec)
+    return f"{ra:.4f} {dec:+.4f}", f"{j[1:3]}:{j[3:5]}:{j[5:10]} {j[10:13]}:{j[13:15]}:{j[15:]}"
 
 
 @router.get("/", response_class=HTMLResponse)
@@ -212,7 +222,10 @@ def home(request: Request, query: Annotated[HomeQuery, Query()], shelf: Shelf, s
         at = position(text)
         source_id = search.nearest_source(shelf, *at) if at else shelf.source_id(shelf.row(text))
         return RedirectResponse(f"/source/{quote(source_id, safe='')}", status_code=303, headers=PAGE_HEADERS)
-    return _render(request, "home.html", shelf=sources.describe(shelf, settings), examples=_examples(shelf))
+    examples = _examples(shelf)
+    place = _place(shelf, examples[0]["source_id"]) if examples else None
+    described = sources.describe(shelf, settings)
+    return _render(request, "home.html", shelf=described, examples=examples, place=place)
 
 
 def _redshift(shelf: OpenShelf, source_id: str) -> RedshiftAnswer | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -86,19 +86,37 @@ def _known_parameters(request: Request) -> list[str]:
     return [parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "query"]
 
 
+def _known_fields(request: Request, inside: Sequence[str]) -> list[str]:
+    """The fields of the route's body, or of the object at `inside` in it, from the application's own description."""
+    description = request.app.openapi()
+    path = getattr(request.scope.get("route"), "path", None)
+    body = description["paths"].get(path, {}).get(request.method.lower(), {}).get("requestBody", {})
+    found: dict[str, Any] = {}
+    options = [content.get("schema", {}) for content in body.get("content", {}).values()]
+    for step in [*inside, None]:
+        named = [option["$ref"].rpartition("/")[2] for option in options if "$ref" in option]
+        found = description["components"]["schemas"][named[0]].get("properties", {}) if named else {}
+        if step is not None:
+            field = found.get(step, {})
+            options = [field, *field.get("anyOf", [])]
+    return list(found)
+
+
 def _sentence(request: Request, fault: Mapping[str, Any]) -> str:
     where, *path = [str(part) for part in fault["loc"]]
     name = ".".join(path)
     if fault["type"] == "extra_forbidden":
         if where == "query":
             return f"unknown query parameter {name!r}; {nearest(name, _known_parameters(request))}"
-        return f"unknown field {name!r}"
+        return f"unknown field {name!r}; {nearest(path[-1], _known_fields(request, path[:-1]))}"
     if fault["type"] == "json_invalid":
         return f"the body is not valid JSON: {fault['ctx']['error']}"
     if fault["type"] == "missing":
         return f"{name or 'the body'} is missing"
     message = fault["msg"].removeprefix("Value error, ")
     shown = repr(fault["input"])
+    if not name and not isinstance(fault["input"], dict):
+        return f"the body is {shown[:80]}: expected a JSON object, sent as content-type: application/json"
     if not name or isinstance(fault["input"], dict):
         return str(message)
     return f"{name}={shown if len(shown) <= 80 else shown[:77] + '...'}: {message}"

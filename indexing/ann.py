@@ -46,7 +46,7 @@ class Index:
         import faiss
 
         if queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise BadInput(f"query vectors have shape {queries.shape}: expected (Q, {self.dim})")
+            raise BadInput(f"a query vector has {queries.shape[-1]} numbers: expected {self.dim}")
         if not np.isfinite(queries).all():
             raise BadInput("query vector holds NaN or infinity")
         parameters = None

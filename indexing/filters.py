@@ -39,6 +39,10 @@ class Filters:
             value = getattr(self, field.name)
             if isinstance(value, float) and not np.isfinite(value):
                 raise BadInput(f"{field.name}={value}: expected a finite number")
+        for low, high in (("z_min", "z_max"), ("z_spec_min", "z_spec_max"), ("mag_min", "mag_max")):
+            least, most = getattr(self, low), getattr(self, high)
+            if least is not None and most is not None and least > most:
+                raise BadInput(f"{low}={least} is above {high}={most}")
         if self.mag_band is None and (self.mag_min is not None or self.mag_max is not None):
             raise BadInput("mag_min and mag_max need mag_band")
         if len({self.ra is None, self.dec is None, self.radius_arcsec is None}) > 1:

@@ -91,18 +91,24 @@ class OpenShelf:
         """A published encoder, the default one by default; `NotFound` naming those there are."""
         wanted = name or self.generation.default_encoder
         if wanted not in self.encoders:
-            raise NotFound(f"no encoder {wanted!r} is published here; {nearest(wanted, self.encoders)}")
+            fit = " (that is a redshift fit, not a space to search in)" if wanted in self.redshifts else ""
+            raise NotFound(f"no encoder {wanted!r} is published here{fit}; {nearest(wanted, self.encoders)}")
         return self.encoders[wanted]
 
     def redshift(self, name: str | None = None) -> OpenRedshift:
         """A published fit by the name of its encoder (`vit`, `vit+photometry`), the default one by default."""
-        wanted = name or self.generation.default_redshift
+        # an unescaped + of a URL arrives as a space, which no name holds
+        wanted = name.replace(" ", "+") if name else self.generation.default_redshift
         if wanted is None:
             raise NotFound("no redshift estimator is published here; run `redshelf fit` and `redshelf publish`")
         if wanted not in self.redshifts:
-            raise NotFound(
-                f"no redshift estimator on encoder {wanted!r} is published here; {nearest(wanted, self.redshifts)}"
+            fit = (
+                f"run `redshelf fit --encoder {wanted}` and publish, or take another: "
+                if wanted in self.encoders
+                else ""
             )
+            known = nearest(wanted, self.redshifts)
+            raise NotFound(f"no redshift estimator on encoder {wanted!r} is published here; {fit}{known}")
         return self.redshifts[wanted]
 
     def row(self, source_id: str) -> int:

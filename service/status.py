@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from redshelf.indexing import ann, generation, store
 from redshelf.indexing.files import read_json
 from redshelf.indexing.layout import Layout
+from redshelf.service.fit import read_labels
 
 
 @dataclass(frozen=True)
 class EncoderStatus:
-    """One revision of an encoder: rows embedded, recall of its index (None: not indexed), fits that use it."""
+    """One revision of an encoder: rows embedded, recall of its index (None: not indexed), and the fits that use it and
+    were made with the labels as they are."""
 
     name: str
     revision: str
@@ -34,19 +37,21 @@ class Status:
     missing: list[str]  # each with the command that makes it
 
 
-def _fits(layout: Layout, name: str, revision: str) -> list[str]:
-    configs = [read_json(path) for path in sorted(layout.redshift.glob("*/config.json"))]
+def _fits(configs: list[dict[str, Any]], name: str, revision: str) -> list[str]:
     return sorted({c["encoder"] for c in configs if c["revisions"].get(name) == revision})
 
 
 def _encoders(layout: Layout) -> list[EncoderStatus]:
     found = []
+    labels = read_labels(layout).digest if store.count_rows(layout.labels) else None
+    configs = [read_json(path) for path in sorted(layout.redshift.glob("*/config.json"))]
+    configs = [config for config in configs if config["labels_sha256"] == labels]
     for name, revisions in layout.encoders().items():
         for revision in revisions:
             indexed = (layout.index(name, revision) / ann.MANIFEST).is_file()
             recall = ann.read_manifest(layout.index(name, revision))["recall"]["value"] if indexed else None
             embedded = store.count_rows(layout.embeddings(name, revision))
-            found.append(EncoderStatus(name, revision, embedded, recall, _fits(layout, name, revision)))
+            found.append(EncoderStatus(name, revision, embedded, recall, _fits(configs, name, revision)))
     return found
 
 
@@ -59,8 +64,10 @@ def _missing(encoders: list[EncoderStatus], n_sources: int, n_labels: int, gener
             lines.append(f"{n_sources - e.embedded} vectors of {e.name}: run `redshelf embed --encoder {e.name}`")
         elif e.recall is None:
             lines.append(f"the index of {e.name}: run `redshelf index --encoder {e.name}`")
-        elif n_labels and not e.fits:
-            lines.append(f"a redshift fit on {e.name}: run `redshelf fit --encoder {e.name}`")
+        elif n_labels and e.name not in e.fits:
+            lines.append(
+                f"a redshift fit on {e.name} and the labels as they are: run `redshelf fit --encoder {e.name}`"
+            )
     if not encoders:
         lines.append("an encoder: run `redshelf embed --encoder photometry`, or `redshelf pretrain --name NAME`")
     if not n_labels:

@@ -244,7 +244,7 @@ def test_a_wrong_question_is_a_problem_in_words(client: TestClient, path: str, s
         ("neighbours", {}, 422, "exactly one of source_id, position and vector, got none"),
         ("neighbours", {"source_id": "a", "vector": [1.0]}, 422, "got source_id and vector"),
         ("neighbours", {"source_id": "nope"}, 404, "no source 'nope'"),
-        ("neighbours", {"vector": [1.0]}, 422, "expected (Q, "),
+        ("neighbours", {"vector": [1.0]}, 422, "has 1 numbers: expected 192"),
         ("neighbours", {"vector": []}, 422, "vector=[]"),
         ("neighbours", {"vector": [1e25]}, 422, "length 1e+25: expected at most 1e+19"),
         ("neighbours", {"vector": [1e300]}, 422, "length 1e+300: expected at most 1e+19"),
@@ -392,3 +392,34 @@ def test_asking_a_source_needs_no_torch(tiny_shelf: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_misspelt_field_of_a_body_is_told_the_nearest_one(client: TestClient) -> None:
+    wrong = client.post("/v1/redshifts", json={"idz": ["s0001"]}).json()["detail"]
+    assert "unknown field 'idz'; nearest: ids" in wrong
+    wrong = client.post("/v1/neighbours", json={"position": {"ra": 1.0, "dec_deg": 2.0}}).json()["detail"]
+    assert "unknown field 'position.ra'; nearest: ra_deg" in wrong
+    wrong = client.post("/v1/redshifts", content=b'{"ids": ["s0001"]}').json()["detail"]
+    assert "sent as content-type: application/json" in wrong
+
+
+def test_a_plus_in_an_estimators_name_may_come_unescaped(client: TestClient) -> None:
+    assert (
+        client.get("/v1/sources/s0001/redshift?encoder=a+b")
+        .json()["detail"]
+        .startswith("no redshift estimator on encoder 'a+b'")
+    )
+
+
+def test_a_taken_port_is_said_in_one_line(tiny_shelf: Path) -> None:
+    import socket
+
+    from redshelf.api.app import serve
+    from redshelf.models.errors import Conflict
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(Conflict, match=f"cannot listen on 127.0.0.1 port {port}"):
+            serve(Settings(shelf=tiny_shelf, port=port))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -227,3 +228,11 @@ def test_the_style_sheet_is_served_and_asks_for_nothing_from_elsewhere(client: T
     sheet = client.get("/static/page.css")
     assert sheet.status_code == 200 and "prefers-color-scheme: dark" in sheet.text
     assert "url(" not in sheet.text and "@import" not in sheet.text
+
+
+def test_the_positions_offered_as_examples_are_answered(client: TestClient) -> None:
+    offered = re.findall(r"<code>(.*?)</code>", client.get("/").text)
+    assert len(offered) == 2
+    for text in offered:
+        found = client.get("/", params={"q": html.unescape(text)}, follow_redirects=False)
+        assert found.status_code == 303, text
