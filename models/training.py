@@ -13,6 +13,7 @@ import math
 import os
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -37,14 +38,14 @@ LOG_ROWS = 100  # a run
 FORMAT = "redshelf-training-1"
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """What is trained. `config` identifies it: a checkpoint of another config is not taken up."""
 
     config: dict[str, Any]
 
+    @abstractmethod
     def loss(self, batch: Batch, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar loss of these sources and named parts of it for the log. Draws from torch's global generator."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

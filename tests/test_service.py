@@ -329,3 +329,30 @@ def test_a_tag_left_by_a_killed_publish_moves_to_what_is_published(own_shelf: Pa
     written = publish(own_shelf)
     tags = store.open_table(layout.labels).tags.list()
     assert tags["generation-2"]["version"] == written.tables["labels"].version
+
+
+def test_a_band_absent_for_half_the_sources_and_cutouts_of_nan_are_embedded_or_left_out(tmp_path: Path) -> None:
+    import small_survey
+    from astropy.io import fits
+
+    from redshelf.service.ingest import ingest
+    from redshelf.service.pretrain import pretrain
+
+    survey = small_survey.write(tmp_path, sources=150)
+    for band in small_survey.BANDS:
+        with fits.open(tmp_path / "mosaics" / band / "t0.fits", mode="update") as units:
+            units[0].data[:100] = np.nan  # two rows of sources have no pixel in any band
+            if band == "g":
+                units[0].data[:, : units[0].data.shape[1] // 2] = np.nan
+    root = tmp_path / "shelf"
+    ingest(survey, root)
+    pretrain(root, name="vit", steps=2)
+    embed(root, encoder="vit")
+    build_index(root, encoder="vit")
+    publish(root)
+    opened = open_shelf(root)
+    states = store.list_values(store.open_table(Layout(root).cutouts).to_table()["state"])
+    unseen = (states == 0).all(axis=1)
+    assert 10 <= unseen.sum() <= 30 and 0.4 < (states[:, 0] == 0).mean() < 0.7
+    assert (opened.encoder("vit").index.known[~unseen]).all()
+    assert np.isfinite(opened.encoder("vit").index.vectors).all()
