@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from redshelf.indexing.layout import Layout, ShelfInfo
-from redshelf.indexing.store import list_values, open_table
+from redshelf.indexing.store import open_table, unpack_cutouts
 from redshelf.models.errors import BadInput
 
 if TYPE_CHECKING:
@@ -80,14 +80,11 @@ class Reader:
         state = measured.state
         if self._cutouts is not None:
             piece = self._cutouts.take(rows[order], columns=["pixels", "mask", "state"])
-            shape = (len(rows), len(self.info.bands), self.info.cutout_px, self.info.cutout_px)
-            size = int(np.prod(shape[1:]))
-            stored = list_values(piece.column("pixels")).reshape(shape)
-            bits = np.unpackbits(list_values(piece.column("mask")), axis=1, count=size).reshape(shape).astype(bool)
+            stored, bad, pixel_state = unpack_cutouts(piece, len(self.info.bands), self.info.cutout_px)
             pixels = torch.from_numpy(stored[:, self._chosen][back]).float()
-            mask = torch.from_numpy(bits[:, self._chosen][back])
+            mask = torch.from_numpy(bad[:, self._chosen][back])
             if "fluxes" not in self.needs:
-                state = list_values(piece.column("state"))[:, self._chosen]
+                state = pixel_state[:, self._chosen]
         bands = [self.info.bands[i] for i in self._chosen]
         depth = torch.tensor([b.depth_ab for b in bands], dtype=torch.float32)
         fwhm = torch.tensor([b.psf_fwhm_arcsec for b in bands], dtype=torch.float32)

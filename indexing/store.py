@@ -80,6 +80,14 @@ def cutouts_schema(bands: int, cutout_px: int) -> pa.Schema:
     )
 
 
+def unpack_cutouts(piece: pa.Table, bands: int, cutout_px: int) -> tuple[Any, Any, Any]:
+    """Pixels (N, B, H, W) float16, mask (N, B, H, W) bool and state (N, B) int8 of rows of the cutouts table."""
+    shape = (len(piece), bands, cutout_px, cutout_px)
+    bits = np.unpackbits(list_values(piece.column("mask")), axis=1, count=bands * cutout_px**2)
+    pixels = list_values(piece.column("pixels")).reshape(shape)
+    return pixels, bits.reshape(shape).astype(bool), list_values(piece.column("state"))
+
+
 def embeddings_schema(dim: int) -> pa.Schema:
     return pa.schema([("row", pa.int64()), ("vector", pa.list_(pa.float16(), dim))])
 

@@ -3,6 +3,7 @@
 Fluxes are in microjansky everywhere (AB zero point 23.9); survey files may use other units, converted on ingest.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -13,6 +14,7 @@ from redshelf.models.errors import BadInput
 
 AB_ZERO_POINT_UJY = 23.9
 DETECTION_SNR = 3.0
+REFERENCE_NM = 770.0  # the i band
 Floats = npt.NDArray[np.floating]
 
 
@@ -45,6 +47,11 @@ class Band:
             raise BadInput(f"band name {self.name!r}: expected letters, digits and _ only")
         if not 10 < self.wavelength_nm < 1e6:
             raise BadInput(f"band {self.name}: wavelength_nm={self.wavelength_nm}: expected 10 to 1e6 nanometres")
+
+
+def reference_band(wavelength_nm: Sequence[float]) -> int:
+    """Position of the band whose magnitude stands for brightness: the one nearest to the i band."""
+    return int(np.argmin(np.abs(np.asarray(wavelength_nm, dtype=np.float64) - REFERENCE_NM)))
 
 
 def flux_to_ab(flux_ujy: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from redshelf.models import checkpoint
-from redshelf.models.bands import DETECTION_SNR, Band, State, ab_to_flux, asinh_magnitude
+from redshelf.models.bands import DETECTION_SNR, Band, State, ab_to_flux, asinh_magnitude, reference_band
 from redshelf.models.errors import BadInput
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Subset = Literal["colours", "colours+magnitude", "all"]
 
-REFERENCE_NM = 770.0  # the i band: the reference magnitude is taken in the band nearest to it
 # Standard deviations between a source with a band and one without: far more than neighbours are apart (about 1),
 # so that band sets mix only where one of them has too few sources.
 MASK_DISTANCE = 4.0
@@ -59,7 +58,7 @@ class Scaling:
     @cached_property
     def reference(self) -> int:
         """Column of the reference band."""
-        return int(np.argmin(np.abs(np.asarray(self.wavelength_nm) - REFERENCE_NM)))
+        return reference_band(self.wavelength_nm)
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from redshelf.indexing import store
 from redshelf.indexing.batches import Reader, photometry, photometry_columns
 from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.models import checkpoint
-from redshelf.models.bands import flux_to_ab
+from redshelf.models.bands import flux_to_ab, reference_band
 from redshelf.models.errors import BadInput
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from redshelf.models.training import Report
 
 CACHE_BYTES = 3 << 30  # smaller shelves are read once and kept in memory during training
-REFERENCE_NM = 770.0
 SMALLEST = 64  # sources to pretrain on
 
 
@@ -57,8 +56,8 @@ def _fetch(reader: Reader, info: ShelfInfo) -> Callable[[npt.NDArray[np.int64]],
 
 
 def reference_magnitude(layout: Layout, info: ShelfInfo) -> npt.NDArray[np.float64]:
-    """AB magnitude of every source in the band nearest 770 nm, (N,); NaN where there is none."""
-    band = min(info.bands, key=lambda b: abs(b.wavelength_nm - REFERENCE_NM)).name
+    """AB magnitude of every source in the reference band, (N,); NaN where there is none."""
+    band = info.band_names[reference_band([b.wavelength_nm for b in info.bands])]
     table = store.open_table(layout.sources).to_table(columns=[f"flux_{band}"])
     return np.asarray(flux_to_ab(table.column(0).to_numpy()))
 

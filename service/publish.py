@@ -25,7 +25,7 @@ from redshelf.models.encoder import encoder_class
 from redshelf.models.errors import BadInput, Conflict, NotFound, nearest
 from redshelf.service.fit import NOT_GALAXIES, read_labels
 from redshelf.service.redshift import estimate
-from redshelf.service.shelf import OpenEncoder, OpenRedshift, open_redshift
+from redshelf.service.shelf import open_encoder, open_redshift
 
 LANCE_LAST_VERSION = 2**64 - 1  # Lance names version v's manifest by this minus v, so that the newest sorts first
 
@@ -150,15 +150,8 @@ def _z_phot(
     layout: Layout, encoders: list[PublishedEncoder], fit: PublishedEstimators, estimator: str, known: Columns
 ) -> npt.NDArray[np.float32]:
     """Median redshift of every source, labelled ones leave-one-out; NaN for stars, AGN and masked sources. (N,)"""
-    by_name = {e.name: e for e in encoders}
-    parts = tuple(
-        OpenEncoder(
-            by_name[n], ann.open_index(layout.index(n, by_name[n].revision)), layout.model(n, by_name[n].revision)
-        )
-        for n in fit.encoder.split("+")
-    )
-    model, label_rows = open_redshift(layout.redshift / fit.folder)
-    opened = OpenRedshift(fit, parts, model, label_rows)
+    needed = fit.encoder.split("+")
+    opened = open_redshift(layout, fit, {e.name: open_encoder(layout, e) for e in encoders if e.name in needed})
     z = np.full(len(known["ids"]), np.nan, dtype=np.float32)
     refused = np.isin(known["object_class"], [columns.CLASSES.index(name) for name in NOT_GALAXIES]) | (
         (known["flags"] & store.FLAG_MASKED) != 0

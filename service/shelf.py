@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -124,6 +125,12 @@ class OpenShelf:
         return bytes(self.columns["ids"][row]).decode()
 
     @cached_property
+    def usual_ebv(self) -> float:
+        """The median E(B-V) of the sources, NaN where none is known."""
+        known = self.columns["ebv"][np.isfinite(self.columns["ebv"])]
+        return float(np.median(known)) if len(known) else float("nan")
+
+    @cached_property
     def _cutouts(self) -> Any:
         return store.open_table(self.layout.cutouts, version=self.generation.tables["cutouts"].version)
 
@@ -132,21 +139,29 @@ class OpenShelf:
         if not self.info.has_images:
             raise NotFound(f"survey {self.info.survey} has no images")
         piece = self._cutouts.take([row], columns=["pixels", "mask", "state"])
-        shape = (len(self.info.bands), self.info.cutout_px, self.info.cutout_px)
-        pixels = store.list_values(piece.column("pixels"))[0].reshape(shape).astype(np.float32)
-        bits = np.unpackbits(store.list_values(piece.column("mask"))[0], count=int(np.prod(shape)))
-        return pixels, bits.reshape(shape).astype(bool), store.list_values(piece.column("state"))[0]
+        pixels, mask, state = store.unpack_cutouts(piece, len(self.info.bands), self.info.cutout_px)
+        return pixels[0].astype(np.float32), mask[0], state[0]
 
 
-def open_redshift(folder: Path) -> tuple[RedshiftModel, npt.NDArray[np.int64]]:
-    """The fitted model of one redshift/ folder and the rows of its labels."""
+def open_encoder(layout: Layout, facts: PublishedEncoder) -> OpenEncoder:
+    """One encoder with its index; `BadInput` where their dimensions differ."""
+    index = ann.open_index(layout.index(facts.name, facts.revision))
+    if index.dim != facts.dim:
+        raise BadInput(f"index of {facts.name} has dimension {index.dim}, its encoder {facts.dim}")
+    return OpenEncoder(facts, index, layout.model(facts.name, facts.revision))
+
+
+def open_redshift(layout: Layout, fit: PublishedEstimators, encoders: Mapping[str, OpenEncoder]) -> OpenRedshift:
+    """One fit on encoders that are open, of which it takes those it names."""
     from redshelf.models.redshift import RedshiftModel
 
+    folder = layout.redshift / fit.folder
     with np.load(folder / "model.npz", allow_pickle=False) as stored:
         arrays = dict(stored)
     config = read_json(folder / "config.json")
     label_rows = arrays.pop("label_rows")
-    return RedshiftModel.from_arrays(arrays, config["model"]), label_rows
+    model = RedshiftModel.from_arrays(arrays, config["model"])
+    return OpenRedshift(fit, tuple(encoders[name] for name in fit.encoder.split("+")), model, label_rows)
 
 
 def open_shelf(root: Path, number: int | None = None) -> OpenShelf:
@@ -164,16 +179,7 @@ def open_shelf(root: Path, number: int | None = None) -> OpenShelf:
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise Conflict(f"generation {published.number} of {root} is damaged: {faults[0]}{more}")
-    encoders = {}
-    for facts in published.encoders:
-        index = ann.open_index(layout.index(facts.name, facts.revision))
-        if index.dim != facts.dim:
-            raise BadInput(f"index of {facts.name} has dimension {index.dim}, its encoder {facts.dim}")
-        encoders[facts.name] = OpenEncoder(facts, index, layout.model(facts.name, facts.revision))
-    redshifts = {}
-    for fit in published.redshifts:
-        model, label_rows = open_redshift(layout.redshift / fit.folder)
-        parts = tuple(encoders[name] for name in fit.encoder.split("+"))
-        redshifts[fit.encoder] = OpenRedshift(fit, parts, model, label_rows)
+    encoders = {facts.name: open_encoder(layout, facts) for facts in published.encoders}
+    redshifts = {fit.encoder: open_redshift(layout, fit, encoders) for fit in published.redshifts}
     opened = columns.open_columns(layout.columns(published.number))
     return OpenShelf(layout, info, published, opened, encoders, redshifts)

@@ -171,12 +171,6 @@ def pixel_encoder(shelf: OpenShelf, name: str | None) -> OpenEncoder:
     return chosen
 
 
-def _usual_ebv(shelf: OpenShelf) -> float:
-    """The median E(B-V) of the shelf's sources, NaN where none is known."""
-    known = shelf.columns["ebv"][np.isfinite(shelf.columns["ebv"])]
-    return float(np.median(known)) if len(known) else math.nan
-
-
 def embed(shelf: OpenShelf, encoder: OpenEncoder, cutout: Cutout) -> Floats:
     """The vector of an uploaded cutout, (dim,). One of unknown reddening is taken to have that of most sources: what an
     encoder has always been told, it should be told here too."""
@@ -185,7 +179,7 @@ def embed(shelf: OpenShelf, encoder: OpenEncoder, cutout: Cutout) -> Floats:
     from redshelf.models.encoder import Batch
 
     model, info = encoder.model(), shelf.info
-    ebv = _usual_ebv(shelf) if cutout.ebv is None else cutout.ebv
+    ebv = shelf.usual_ebv if cutout.ebv is None else cutout.ebv
     chosen = [info.band_names.index(band) for band in model.bands]
     bands = [info.bands[i] for i in chosen]
     batch = Batch(
