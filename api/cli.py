@@ -1,7 +1,7 @@
 """The command line: `redshelf COMMAND ...`. Only arguments are here; `commands.py` does the work.
 
 Nothing heavy is imported before a command runs, so that `redshelf --help` answers at once. Exit status: 0 done,
-1 failed (one line on stderr), 2 wrong usage.
+1 failed (one line on stderr), 2 wrong usage, 85 stopped by a signal with its work saved.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from redshelf.models.errors import RedshelfError
+from redshelf.models.errors import Interrupted, RedshelfError
 
 
 class _Version(argparse.Action):
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (RedshelfError, OSError) as error:
         print(f"redshelf {arguments.command}: {error}", file=sys.stderr)
-        return 1
+        return error.exit_status if isinstance(error, Interrupted) else 1
     except KeyboardInterrupt:
         print(f"redshelf {arguments.command}: interrupted", file=sys.stderr)
         return 130

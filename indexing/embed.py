@@ -16,7 +16,6 @@ from redshelf.indexing import store
 from redshelf.indexing.batches import Reader
 from redshelf.indexing.files import alone
 from redshelf.indexing.layout import Layout
-from redshelf.models.bands import State
 from redshelf.models.encoder import Encoder
 from redshelf.models.errors import BadInput
 
@@ -37,11 +36,10 @@ def encode(encoder: Encoder, reader: Reader, rows: npt.NDArray[np.int64]) -> npt
     """
     import torch
 
+    from redshelf.models.backbone import visible
+
     batch = reader.read(rows)
-    seen = batch.state != State.NOT_OBSERVED
-    if batch.pixel_mask is not None:
-        seen = seen & ~batch.pixel_mask.flatten(2).all(dim=2)
-    known = seen.any(dim=1)
+    known = visible(batch)
     vectors = np.zeros((len(rows), encoder.dim), dtype=np.float16)
     if not known.any():
         return vectors

@@ -1,6 +1,7 @@
 """The errors a user can cause. Every message names what was wrong, the value, and what was expected.
 
-`api/app.py` turns each class into one HTTP status, `api/cli.py` into exit status 1: nothing else catches them.
+`api/app.py` turns each class into one HTTP status, `api/cli.py` into exit status 1 (85 for
+`Interrupted`): nothing else catches them.
 """
 
 from collections.abc import Iterable
@@ -21,6 +22,12 @@ class NotFound(RedshelfError, LookupError):
 
 class Conflict(RedshelfError):
     """The request is sound but contradicts what is stored or running."""
+
+
+class Interrupted(RedshelfError):
+    """A signal asked a long job to stop; what it had is saved, and the same command goes on from there."""
+
+    exit_status = 85  # what a SLURM job script requeues on
 
 
 def nearest(name: str, known: Iterable[str], *, n: int = 3) -> str:

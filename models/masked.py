@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redshelf.models import checkpoint as stored
+from redshelf.models.backbone import Pixels
 from redshelf.models.bands import Band, State
 from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput
 from redshelf.models.photometry import Scaling, colour_usable, features, fit_scaling, standardise
 from redshelf.models.training import Fetch, Objective, Report, Sampler, seeded, train
 from redshelf.models.views import turned
-from redshelf.models.vit import SOFTENING, Block, MultiBandViT, Pixels, default_groups, sized
+from redshelf.models.vit import SOFTENING, Block, MultiBandViT, default_groups, sized
 
 KEEP = 0.25  # of the patches of a group, in the steps that hide patches
 HIDE_BANDS = 0.5  # the largest probability with which a step hides a band

@@ -47,6 +47,9 @@ class Objective(nn.Module, ABC):
     def loss(self, batch: Batch, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar loss of these sources and named parts of it for the log. Draws from torch's global generator."""
 
+    def after_step(self, progress: float) -> None:
+        """Called after each optimiser step; `progress` from 0 to 1. For a teacher that follows its student."""
+
 
 @dataclass(frozen=True)
 class Sampler:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redshelf.models import checkpoint as stored
-from redshelf.models.bands import State
+from redshelf.models.backbone import Backbone, Pixels, good_pixels, load_weights
 from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput, nearest
 
@@ -40,25 +40,6 @@ class Size:
 
 
 SIZES = {"tiny": Size(192, 4, 3, 16), "small": Size(384, 12, 6, 8), "base": Size(768, 12, 12, 8)}
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """A batch as the network sees it. `values` (N, B, H, W) asinh-scaled, 0 where bad or missing; `bad` of the same
-    shape, True for bad pixels of a band that is present; `present` (N, B)."""
-
-    values: Tensor
-    bad: Tensor
-    present: Tensor
-
-    def rows(self, chosen: Tensor) -> Pixels:
-        """The sources where `chosen` (N,) is true."""
-        return Pixels(self.values[chosen], self.bad[chosen], self.present[chosen])
-
-    def without(self, hidden: Tensor) -> Pixels:
-        """The same with the bands `hidden` (N, B) missing."""
-        shown = ~hidden[:, :, None, None]
-        return Pixels(self.values * shown, self.bad & shown, self.present & ~hidden)
 
 
 def default_groups(wavelength_nm: Sequence[float]) -> list[list[int]]:
@@ -101,11 +82,10 @@ class Block(nn.Module):
         return cast(Tensor, x + self.down(F.gelu(self.up(self.norm2(x)))))
 
 
-class MultiBandViT(nn.Module):
+class MultiBandViT(Backbone):
     """The encoder: mean of the patch tokens, weighted to the cutout's centre, (N, dim) float32."""
 
     kind = "vit"
-    needs = frozenset({"pixels"})
 
     def __init__(
         self,
@@ -156,9 +136,6 @@ class MultiBandViT(nn.Module):
             "centre": CENTRE_FRACTION,
         }
 
-    def weights(self) -> dict[str, Tensor]:
-        return dict(self.state_dict())
-
     @classmethod
     def from_config(cls, config: dict[str, Any], weights: dict[str, Tensor], *, name: str, revision: str) -> Self:
         size = Size(**config["size"])
@@ -170,35 +147,14 @@ class MultiBandViT(nn.Module):
             name=name,
             revision=revision,
         )
-        try:
-            made.load_state_dict(weights)
-        except RuntimeError as error:
-            raise BadInput(f"encoder {name!r}: the weights do not fit its config: {error}") from error
+        load_weights(made, weights, name)
         return made
 
     def prepare(self, batch: Batch) -> Pixels:
-        """Check and scale the pixels. Raises `BadInput` for no pixels, another number of bands, another cutout size, or
-        a pixel that is neither finite nor masked."""
-        batch.require(self.needs, self.name)
-        assert batch.pixels is not None and batch.pixel_mask is not None
-        expected = (len(self.bands), self.cutout_px, self.cutout_px)
-        if tuple(batch.pixels.shape[1:]) != expected:
-            raise BadInput(
-                f"encoder {self.name!r} takes cutouts of (bands, height, width) = {expected}, "
-                f"bands {', '.join(self.bands)}: got {tuple(batch.pixels.shape[1:])}"
-            )
-        present = (batch.state != State.NOT_OBSERVED) & ~batch.pixel_mask.flatten(2).all(dim=2)
-        good = ~batch.pixel_mask & present[:, :, None, None]
-        flux = torch.where(good, batch.pixels.float(), 0.0)
-        if not torch.isfinite(flux.sum()):  # one pass where all is well; a NaN or infinity survives the sum
-            broken = (~torch.isfinite(flux)).nonzero()
-            source, band = (int(i) for i in broken[0, :2])
-            raise BadInput(
-                f"{len(broken)} pixels are not finite and not masked, the first in source {source}, "
-                f"band {self.bands[band]}: mask them or mark the band as not observed"
-            )
-        values = _asinh((flux / SOFTENING).clamp_(-CEILING, CEILING))
-        return Pixels(values, present[:, :, None, None] & batch.pixel_mask, present)
+        """The pixels through the fixed asinh. Errors as in `good_pixels`."""
+        flux = good_pixels(batch, self)
+        values = _asinh((flux.values / SOFTENING).clamp_(-CEILING, CEILING))
+        return Pixels(values, flux.bad, flux.present)
 
     def conditions(self, batch: Batch, present: Tensor) -> Tensor:
         """Depth, seeing and extinction with a word on each whether it is known, (N, 2 (2 B + 1)) of order one."""
@@ -247,23 +203,13 @@ class MultiBandViT(nn.Module):
         out: Tensor = self.norm(tokens)
         return out
 
-    @torch.inference_mode()
-    def embed(self, batch: Batch) -> Tensor:
-        """Mean over the tokens of the groups that have a band, (N, dim) float32; bfloat16 inside.
-
-        Raises `BadInput` as `prepare` does, and for a source without any band.
-        """
+    def features(self, batch: Batch) -> Tensor:
+        """Mean over the tokens of the groups that have a band, weighted to the centre, (N, dim) float32."""
         pixels = self.prepare(batch)
-        empty = (~pixels.present.any(dim=1)).nonzero().flatten().tolist()
-        if empty:
-            raise BadInput(
-                f"{len(empty)} sources have no band with a good pixel, the first is source {empty[0]} of the batch"
-            )
-        with torch.autocast(pixels.values.device.type, torch.bfloat16):
-            tokens, alive = self.tokens(pixels, self.conditions(batch, pixels.present))
-            alive = alive[:, :, None].expand(tokens.shape[:3])
-            seen = self.encode(tokens.flatten(1, 2), alive.flatten(1)).view_as(tokens)
-            return self.pooled(seen, alive, self.centre.expand(tokens.shape[:3]))
+        tokens, alive = self.tokens(pixels, self.conditions(batch, pixels.present))
+        alive = alive[:, :, None].expand(tokens.shape[:3])
+        seen = self.encode(tokens.flatten(1, 2), alive.flatten(1)).view_as(tokens)
+        return self.pooled(seen, alive, self.centre.expand(tokens.shape[:3]))
 
     def pooled(self, tokens: Tensor, alive: Tensor, weight: Tensor) -> Tensor:
         """Mean of the tokens (N, G, K, dim) where `alive` (N, G, K), by `weight` (N, G, K) of their places, float32."""
