@@ -40,8 +40,22 @@ def _parent(*, json: bool = True) -> argparse.ArgumentParser:
 
 def _training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", required=True, help="name of the new encoder: lower case, digits, - and _")
-    parser.add_argument("--max-seconds", type=float, metavar="S", help="stop after this time")
-    parser.add_argument("--seed", type=int, default=0)
+    shape = parser.add_argument_group("the transformer")
+    shape.add_argument("--size", default="tiny", help="tiny, small or base [tiny]")
+    shape.add_argument("--patch-px", type=int, metavar="PX", help="width of a patch [the size's]")
+    run = parser.add_argument_group("the run; it goes on from its checkpoint, and under torchrun or srun is shared")
+    run.add_argument("--steps", type=int, metavar="N", help="stop after so many batches")
+    run.add_argument("--max-seconds", type=float, metavar="S", help="stop after this time")
+    run.add_argument("--batch-size", type=int, metavar="N", help="sources a step, over all processes")
+    run.add_argument(
+        "--micro-batches", type=int, default=1, metavar="N", help="equal parts of a step [1, or a process]"
+    )
+    run.add_argument("--precision", choices=("bfloat16", "float16", "float32"), help="float16: for a V100")
+    run.add_argument("--compile", action="store_true", help="through torch.compile")
+    run.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the log for TensorBoard, too")
+    run.add_argument("--checkpoint-seconds", type=float, default=30.0, metavar="S", help="between checkpoints [30]")
+    run.add_argument("--device", help="[cuda where there is one, else cpu]")
+    run.add_argument("--seed", type=int, default=0)
 
 
 def _question(parser: argparse.ArgumentParser) -> None:
@@ -91,18 +105,43 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("survey", type=Path, metavar="SURVEY.toml")
 
     p = add("pretrain", "train an encoder on the shelf's own cutouts, without labels; resumable")
-    p.add_argument("--objective", choices=("masked",), default="masked")
-    p.add_argument("--size", default="tiny", help="of the transformer [tiny]")
-    p.add_argument("--steps", type=int, metavar="N", help="stop after so many batches")
+    p.add_argument("--objective", choices=("masked", "contrastive"), default="masked", help="[masked]")
+    p.add_argument("--with-redshifts", action="store_true", help="learn from the labelled sources' redshifts besides")
     _training(p)
 
     p = add("train", "train an encoder on the labelled sources; resumable")
-    p.add_argument("--model", choices=("network",), default="network", help="network: on photometry")
+    start = p.add_mutually_exclusive_group(required=True)
+    start.add_argument("--model", choices=("network", "vit", "cnn", "multimodal-cnn"), help="network: on photometry")
+    start.add_argument("--from", dest="start", metavar="NAME", help="an image encoder of the shelf")
+    p.add_argument("--mode", choices=("probe", "finetune", "contrastive"), help="what --from is put through [finetune]")
+    p.add_argument("--photometry", action="store_true", help="catalogue photometry beside the images")
+    p.add_argument("--loss", choices=("bins", "regression"), default="bins", help="[bins]")
+    p.add_argument(
+        "--imbalance",
+        choices=("none", "logit", "capped", "density", "balanced-mse"),
+        default="none",
+        help="remedy for rare redshifts: logit and capped with bins, the last two with regression [none]",
+    )
+    p.add_argument("--width", type=float, default=1.0, help="of a CNN's layers, 1 as published [1]")
     _training(p)
 
     p = add("embed", "a vector for every source; resumable")
     p.add_argument("--encoder", required=True)
-    p.add_argument("--weights", type=Path, metavar="DIR", help="an encoder's folder from elsewhere")
+    p.add_argument(
+        "--weights",
+        type=Path,
+        metavar="DIR",
+        help="an encoder's folder from elsewhere, or a network's from a model hub",
+    )
+    p.add_argument("--batch-size", type=int, default=256, metavar="N", help="[256]")
+    p.add_argument("--device", help="[cuda where there is one, else cpu]")
+    hub = p.add_argument_group("a published network (DINO, DINOv2, DINOv3, CLIP)")
+    hub.add_argument("--input-px", type=int, metavar="PX", help="side that cutouts are resampled to [1.75 cutouts]")
+    hub.add_argument("--pca", type=int, metavar="D", help="project to D dimensions, fitted on the shelf")
+    hub.add_argument("--with-photometry", action="store_true", help="append colours and magnitude")
+    hub.add_argument("--space", choices=("trunk", "projected"), default="trunk", help="projected: CLIP's, for texts")
+    hub.add_argument("--sha256", metavar="HEX", help="refuse other weights")
+    hub.add_argument("--random-seed", type=int, metavar="S", help="random weights instead, as a control")
 
     p = add("index", "build and measure the search index of an embedding")
     p.add_argument("--encoder", required=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from redshelf.api.ask import Question
     from redshelf.models.training import Report
     from redshelf.service.settings import Settings
+    from redshelf.service.training import Run
 
 
 def _settings(arguments: Namespace) -> Settings:
@@ -59,30 +61,45 @@ def ingest(arguments: Namespace) -> int:
     return _report(ingest(arguments.survey, _shelf(arguments), progress=_progress()), arguments)
 
 
+def _run(arguments: Namespace) -> Run:
+    from redshelf.service.training import Run
+
+    return Run(
+        **{f.name: getattr(arguments, f.name) for f in fields(Run) if f.name != "progress"}, progress=_progress()
+    )
+
+
 def pretrain(arguments: Namespace) -> int:
-    from redshelf.service.pretrain import pretrain
+    from redshelf.service.training import pretrain
 
     folder, report = pretrain(
         _shelf(arguments),
         name=arguments.name,
+        objective=arguments.objective,
         size=arguments.size,
-        steps=arguments.steps,
-        max_seconds=arguments.max_seconds,
-        seed=arguments.seed,
-        progress=_progress(),
+        patch_px=arguments.patch_px,
+        with_redshifts=arguments.with_redshifts,
+        run=_run(arguments),
     )
     return _trained(folder, report, arguments)
 
 
 def train(arguments: Namespace) -> int:
-    from redshelf.service.pretrain import train_network
+    from redshelf.service.training import train
 
-    folder, report = train_network(
+    folder, report = train(
         _shelf(arguments),
         name=arguments.name,
-        max_seconds=arguments.max_seconds,
-        seed=arguments.seed,
-        progress=_progress(),
+        model=arguments.model,
+        start=arguments.start,
+        mode=arguments.mode,
+        photometry=arguments.photometry,
+        loss=arguments.loss,
+        imbalance=arguments.imbalance,
+        size=arguments.size,
+        patch_px=arguments.patch_px,
+        width=arguments.width,
+        run=_run(arguments),
     )
     return _trained(folder, report, arguments)
 
@@ -100,10 +117,24 @@ def _trained(folder: Path, report: Report, arguments: Namespace) -> int:
 
 
 def embed(arguments: Namespace) -> int:
-    from redshelf.service.embedding import embed
+    from redshelf.service.embedding import Pretrained, embed
 
+    options = Pretrained(
+        input_px=arguments.input_px,
+        pca=arguments.pca,
+        photometry=arguments.with_photometry,
+        space=arguments.space,
+        sha256=arguments.sha256,
+        random_seed=arguments.random_seed,
+    )
     revision, rows = embed(
-        _shelf(arguments), encoder=arguments.encoder, weights=arguments.weights, progress=_progress()
+        _shelf(arguments),
+        encoder=arguments.encoder,
+        weights=arguments.weights,
+        options=options,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        progress=_progress(),
     )
     return _report({"encoder": arguments.encoder, "revision": revision, "rows": rows}, arguments)
 

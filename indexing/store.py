@@ -85,7 +85,32 @@ def unpack_cutouts(piece: pa.Table, bands: int, cutout_px: int) -> tuple[Any, An
     shape = (len(piece), bands, cutout_px, cutout_px)
     bits = np.unpackbits(list_values(piece.column("mask")), axis=1, count=bands * cutout_px**2)
     pixels = list_values(piece.column("pixels")).reshape(shape)
-    return pixels, bits.reshape(shape).astype(bool), list_values(piece.column("state"))
+    return pixels, bits.reshape(shape).view(np.bool_), list_values(piece.column("state"))
+
+
+def column_values(column: pa.ChunkedArray, shape: Sequence[int], *, chosen: Sequence[int]) -> npt.NDArray[Any]:
+    """A column of fixed-size lists as (N, len(chosen), *shape[1:]): each list is of `shape`, and `chosen` are the
+    positions wanted along its first axis. The one copy is the array that comes out, which may be written to."""
+    out = np.empty((len(column), len(chosen), *shape[1:]), dtype=column.type.value_type.to_pandas_dtype())
+    at, straight = 0, list(chosen) == list(range(shape[0]))
+    for chunk in column.chunks:
+        values, part = list_values(chunk).reshape(-1, *shape), out[at : at + len(chunk)]
+        if straight:
+            part[...] = values
+        else:
+            np.take(values, chosen, axis=1, out=part, mode="clip")  # any other mode goes through a buffer
+        at += len(chunk)
+    return out
+
+
+def band_masks(column: pa.ChunkedArray, bands: int, cutout_px: int, *, chosen: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """The `mask` column with each band's bits in bytes of its own, (N, len(chosen), ceil(H W / 8)), packed."""
+    area = cutout_px**2
+    if area % 8 == 0:
+        return column_values(column, (bands, area // 8), chosen=chosen)
+    bits = np.unpackbits(column_values(column, (column.type.list_size,), chosen=range(column.type.list_size)), axis=1)
+    by_band = bits[:, : bands * area].reshape(-1, bands, area)
+    return np.packbits(by_band[:, list(chosen)], axis=2)
 
 
 def embeddings_schema(dim: int) -> pa.Schema:

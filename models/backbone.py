@@ -58,9 +58,14 @@ def good_pixels(batch: Batch, encoder: _Sees) -> Pixels:
             f"encoder {encoder.name!r} takes cutouts of (bands, height, width) = {expected}, "
             f"bands {', '.join(encoder.bands)}: got {tuple(batch.pixels.shape[1:])}"
         )
-    present = (batch.state != State.NOT_OBSERVED) & ~batch.pixel_mask.flatten(2).all(dim=2)
-    good = ~batch.pixel_mask & present[:, :, None, None]
-    flux = torch.where(good, batch.pixels.float(), 0.0)
+    present, bad = observed(batch), batch.pixel_mask
+    hidden, absent = bad, (~present).nonzero(as_tuple=True)
+    if len(absent[0]):
+        bad, hidden = bad.clone(), bad.clone()
+        bad[absent], hidden[absent] = False, True
+    flux = batch.pixels.float()
+    # a shelf's float16 has been copied by now; a caller's float32 has not, and is not ours to write to
+    flux = flux.masked_fill(hidden, 0.0) if flux is batch.pixels else flux.masked_fill_(hidden, 0.0)
     if not torch.isfinite(flux.sum()):  # one pass where all is well; a NaN or infinity survives the sum
         broken = (~torch.isfinite(flux)).nonzero()
         source, band = (int(i) for i in broken[0, :2])
@@ -68,15 +73,27 @@ def good_pixels(batch: Batch, encoder: _Sees) -> Pixels:
             f"{len(broken)} pixels are not finite and not masked, the first in source {source}, "
             f"band {encoder.bands[band]}: mask them or mark the band as not observed"
         )
-    return Pixels(flux, present[:, :, None, None] & batch.pixel_mask, present)
+    return Pixels(flux, bad, present)
+
+
+def observed(batch: Batch) -> Tensor:
+    """Which bands were observed and have a good pixel, where there are pixels, (N, B) bool."""
+    seen = batch.state != State.NOT_OBSERVED
+    mask = batch.pixel_mask
+    if mask is None:
+        return seen
+    if mask.device.type != "cpu" or not mask.numel():
+        return seen & ~mask.flatten(2).all(dim=2)
+    # reductions of bool are slow on a CPU: a band can only be bad all over where its first pixel is
+    maybe = seen & mask[:, :, 0, 0]
+    if maybe.any():
+        seen[maybe] = ~mask[maybe].flatten(1).all(dim=1)
+    return seen
 
 
 def visible(batch: Batch) -> Tensor:
-    """Which sources have a band at all: observed, and with a good pixel where there are pixels, (N,) bool."""
-    seen = batch.state != State.NOT_OBSERVED
-    if batch.pixel_mask is not None:
-        seen = seen & ~batch.pixel_mask.flatten(2).all(dim=2)
-    return seen.any(dim=1)
+    """Which sources have a band at all, (N,) bool."""
+    return observed(batch).any(dim=1)
 
 
 class Backbone(nn.Module, ABC):

@@ -13,7 +13,9 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from redshelf.models.encoder import StoredEncoder, encoder_class
@@ -42,13 +44,26 @@ def revision(encoder: StoredEncoder) -> str:
     return revision_of(encoder.kind, encoder.config, _serialise(encoder.weights()))
 
 
-def save(encoder: StoredEncoder, models_dir: Path, *, provenance: dict[str, Any]) -> Path:
+def check_name(name: str) -> str:
+    """`name`, or `BadInput` where no encoder may be called so."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise BadInput(f"encoder name {name!r}: expected {NAME_PATTERN.pattern}")
+    return name
+
+
+def save(
+    encoder: StoredEncoder,
+    models_dir: Path,
+    *,
+    provenance: dict[str, Any],
+    beside: Mapping[str, bytes] = MappingProxyType({}),
+) -> Path:
     """Write `encoder` whole under `models_dir/<name>.<revision>` and return that folder; an existing one is kept.
 
-    `provenance` says where the weights come from (data, seed, command); it does not enter the revision.
+    `provenance` says where the weights come from (data, seed, command), `beside` names further files, such as the log
+    of the training; neither enters the revision.
     """
-    if not NAME_PATTERN.fullmatch(encoder.name):
-        raise BadInput(f"encoder name {encoder.name!r}: expected {NAME_PATTERN.pattern}")
+    check_name(encoder.name)
     blob = _serialise(encoder.weights())
     revision = revision_of(encoder.kind, encoder.config, blob)
     folder = models_dir / f"{encoder.name}.{revision}"
@@ -59,10 +74,13 @@ def save(encoder: StoredEncoder, models_dir: Path, *, provenance: dict[str, Any]
     try:
         (scratch / "weights.safetensors").write_bytes(blob)
         document = {"kind": encoder.kind, "name": encoder.name, "revision": revision, "config": encoder.config}
+        document["needs"] = sorted(encoder.needs)  # told without reading the weights
         (scratch / "config.json").write_text(json.dumps(document, indent=1, sort_keys=True))
         (scratch / "provenance.json").write_text(
             json.dumps({**provenance, "created": time.time()}, indent=1, sort_keys=True)
         )
+        for name, data in beside.items():
+            (scratch / name).write_bytes(data)
         for path in scratch.iterdir():
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
@@ -71,6 +89,12 @@ def save(encoder: StoredEncoder, models_dir: Path, *, provenance: dict[str, Any]
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    """Where the weights in `folder` come from, as `save` was told; empty for a folder that does not say."""
+    path = folder / "provenance.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def load(folder: Path) -> StoredEncoder:

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 # kind -> module:class; imported when an encoder of that kind is loaded
 KINDS = {
     "photometry": "redshelf.models.photometry:Photometry",
-    "network": "redshelf.models.network:PhotometryNetwork",
+    "network": "redshelf.models.redshift_network:RedshiftNetwork",
     "vit": "redshelf.models.vit:MultiBandViT",
+    "foundation": "redshelf.models.foundation:FoundationEncoder",
+    "aion": "redshelf.models.aion:AionEncoder",
+    "cnn": "redshelf.models.cnn:InceptionCNN",
+    "multimodal-cnn": "redshelf.models.cnn:MultimodalCNN",
 }
 
 

@@ -1,41 +1,45 @@
 """One training loop for every objective: AdamW, cosine schedule with warm-up, clipping, checkpoints, exact resume.
 
 An `Objective` turns a batch into a loss, `fetch` turns source indices into a batch, a `Sampler` says which indices make
-up step n. All randomness is a function of (seed, step), so a checkpoint needs the step and no generator's state. A run
-ends after `steps` or `max_seconds`, whichever comes first.
+up step n. All randomness is a function of (seed, step, micro-batch), so a checkpoint needs the step and no generator's
+state, and a micro-batch comes out the same whichever process computes it (`models/parallel.py`). A run ends after
+`steps` or `max_seconds`, whichever comes first.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import tempfile
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from redshelf.models import parallel
 from redshelf.models.encoder import Batch
-from redshelf.models.errors import BadInput, Conflict, RedshelfError
+from redshelf.models.errors import BadInput, Interrupted, RedshelfError
+from redshelf.models.journal import LOG_ROWS, MONITOR_ROWS, Journal, Row, Sums, means, merged
+from redshelf.models.resume import Checkpoint, State, keep_bad_batch, stop_signals
+from redshelf.models.sampler import Fetch, Indices, Sampler, ahead, flat_weights
 
-Indices = npt.NDArray[np.int64]
-Fetch = Callable[[Indices], Batch]
-Precision = Literal["bfloat16", "float32"]
+__all__ = ["Fetch", "Indices", "Objective", "Precision", "Report", "Sampler", "flat_weights", "seeded", "train"]
 
+Precision = Literal["bfloat16", "float16", "float32"]
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 WARM_UP = 0.05  # fraction of the run
 CLIP_NORM = 1.0
-LOG_ROWS = 100  # a run
-FORMAT = "redshelf-training-1"
+SKIPS = 25  # steps in a row that float16 may skip: halved so often, a scale of 2^16 is below 1 long before
 
 
 class Objective(nn.Module, ABC):
@@ -48,162 +52,35 @@ class Objective(nn.Module, ABC):
         """The scalar loss of these sources and named parts of it for the log. Draws from torch's global generator."""
 
     def after_step(self, progress: float) -> None:
-        """Called after each optimiser step; `progress` from 0 to 1. For a teacher that follows its student."""
+        """Called after each optimiser step; `progress` from 0 to 1. For a teacher that follows its student.
 
+        What it changes must be in the state dict, where a resumed run finds it.
+        """
 
-@dataclass(frozen=True)
-class Sampler:
-    """Which sources make up step n: shuffled epochs, or draws in proportion to `weights` (n_sources,)."""
-
-    n_sources: int
-    batch_size: int
-    seed: int
-    weights: npt.NDArray[np.float64] | None = None
-    _epoch: dict[int, Indices] = field(default_factory=dict, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.n_sources < 1 or self.batch_size < 1:
-            raise BadInput(
-                f"training on {self.n_sources} sources in batches of {self.batch_size}: expected 1 or more of both"
-            )
-        w = self.weights
-        if w is not None and (
-            w.shape != (self.n_sources,) or not np.isfinite(w).all() or (w < 0).any() or w.sum() <= 0
-        ):
-            raise BadInput(f"sampling weights: expected {self.n_sources} finite values of 0 or more, not all 0")
-
-    def batch(self, step: int) -> Indices:
-        """Indices of step `step`, (batch_size,), or all sources if there are fewer; an epoch's rest is dropped."""
-        size = min(self.batch_size, self.n_sources)
-        epoch, position = divmod(step, self.n_sources // size)
-        if epoch not in self._epoch:
-            rng = np.random.default_rng((self.seed, epoch))
-            self._epoch.clear()
-            if self.weights is None:
-                self._epoch[epoch] = rng.permutation(self.n_sources)
-            else:
-                self._epoch[epoch] = rng.choice(self.n_sources, self.n_sources, p=self.weights / self.weights.sum())
-        return self._epoch[epoch][position * size : (position + 1) * size]
-
-    def describe(self) -> dict[str, Any]:
-        """What must be equal for a resumed run to see the same batches."""
-        digest = None if self.weights is None else hashlib.sha256(self.weights.tobytes()).hexdigest()
-        return {"n_sources": self.n_sources, "batch_size": self.batch_size, "seed": self.seed, "weights": digest}
-
-
-def flat_weights(magnitude: npt.ArrayLike, *, width_mag: float = 0.5) -> npt.NDArray[np.float64]:
-    """Sampling weights that make the draw flat in magnitude, (N,), instead of following the faint-heavy counts.
-
-    A bin's sources are weighted by at most 20 times the commonest ones, so that a lone bright star is not every batch.
-    Sources without a magnitude (NaN) are drawn as often as the average source.
-    """
-    value = np.asarray(magnitude, dtype=np.float64)
-    known = np.isfinite(value)
-    if not known.any():
-        return np.ones(len(value))
-    bins = np.floor(value[known] / width_mag).astype(np.int64)
-    _, inverse, counts = np.unique(bins, return_inverse=True, return_counts=True)
-    weights = np.ones(len(value))
-    drawn = np.minimum(1 / counts[inverse], 20 / counts.max())
-    weights[known] = drawn / drawn.mean()
-    return weights
+    def learning_rates(self) -> list[tuple[list[nn.Parameter], float]]:
+        """Parameters that do not learn at the run's rate, with the factor on it."""
+        return []
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did. `rows`: step, seconds, progress, lr, loss and its parts, averaged since the row before."""
+    """What a run did.
+
+    `rows`: step, seconds, progress, lr, and averaged since the row before the loss, its parts and the norm of the
+    gradient before clipping (in float16 also the fraction of steps skipped); what `validate` and `monitor` said.
+    """
 
     steps: int
     seconds: float
-    rows: list[dict[str, float]]
+    rows: list[Row]
     resumed_from: int = 0
     best_validation: float | None = None
+    micro_batches: int = 1
 
     @property
     def loss(self) -> float:
         """Mean loss of the last logged stretch."""
         return self.rows[-1]["loss"]
-
-
-@dataclass
-class _State:
-    """Everything that a step changes beside weights and optimiser; JSON in the checkpoint."""
-
-    step: int = 0
-    seconds: float = 0.0
-    logged: int = 0  # log rows due so far
-    sums: dict[str, float] = field(default_factory=dict)
-    count: int = 0
-    rows: list[dict[str, float]] = field(default_factory=list)
-    best: float | None = None
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    # indexing/files.py has the same, and lies on the other side of the house's one-way street
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(scratch).replace(path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
-
-
-def _pack(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    from safetensors.torch import save
-
-    return save({key: t.detach().to("cpu", copy=True).contiguous() for key, t in tensors.items()}, metadata)
-
-
-def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimiser.state_dict()["state"]
-    return {f"optimiser.{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
-
-
-def _save(
-    path: Path,
-    objective: Objective,
-    optimiser: torch.optim.Optimizer,
-    best: dict[str, Tensor],
-    state: _State,
-    plan: str,
-) -> None:
-    tensors = {f"model.{key}": value for key, value in objective.state_dict().items()}
-    tensors |= {f"best.{key}": value for key, value in best.items()} | _optimiser_tensors(optimiser)
-    _write_whole(path, _pack(tensors, {"format": FORMAT, "plan": plan, "state": json.dumps(asdict(state))}))
-
-
-def _load(
-    path: Path, objective: Objective, optimiser: torch.optim.Optimizer, plan: str
-) -> tuple[_State, dict[str, Tensor]]:
-    """Fill objective and optimiser from `path`; the state and the best weights. Nothing is changed on an error."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{path} is no whole training checkpoint ({error}): remove it to start anew") from error
-    if metadata.get("format") != FORMAT:
-        raise BadInput(f"{path} is no training checkpoint ({FORMAT}): remove it or name another")
-    stored, wanted = json.loads(metadata["plan"]), json.loads(plan)
-    for key in wanted:
-        if stored.get(key) != wanted[key]:
-            raise Conflict(f"{path} belongs to a run with {key}={stored.get(key)}, this one has {wanted[key]}")
-    part = {p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)} for p in ("model.", "best.")}
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimiser."):
-            _, index, name = key.split(".")
-            moments.setdefault(int(index), {})[name] = value
-    objective.load_state_dict(part["model."])
-    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
-    return _State(**json.loads(metadata["state"])), part["best."]
 
 
 @contextmanager
@@ -214,27 +91,70 @@ def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
         yield
 
 
-def _step_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> 1)
+def _place_seed(*place: int) -> int:
+    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _optimiser(objective: Objective, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    factor = {p: factor for parameters, factor in objective.learning_rates() for p in parameters}
     trained = [p for p in objective.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},  # biases and norms
-    ]
+    groups = []
+    for own in sorted({1.0, *factor.values()}, reverse=True):
+        alike = [p for p in trained if factor.get(p, 1.0) == own]
+        matrices, rest = [p for p in alike if p.ndim >= 2], [p for p in alike if p.ndim < 2]  # rest: biases and norms
+        groups += [
+            {"params": matrices, "weight_decay": weight_decay, "factor": own},
+            {"params": rest, "weight_decay": 0.0, "factor": own},
+        ]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
 
 
-def _refuse_non_finite(what: str, batch: Batch, indices: Indices, step: int, checkpoint: Path | None) -> None:
-    where = "no checkpoint was asked for, so the batch is not kept"
-    if checkpoint is not None:
-        path = checkpoint.with_suffix(".bad-batch.safetensors")
-        tensors = {f.name: value for f in fields(batch) if (value := getattr(batch, f.name)) is not None}
-        _write_whole(path, _pack(tensors | {"indices": torch.from_numpy(indices)}, {"step": str(step)}))
-        where = f"the batch is kept in {path}"
-    raise RedshelfError(f"training stopped at step {step}: the {what} is not finite; {where}")
+def _rate(done: float) -> float:
+    """Of the learning rate, at this fraction of the run: a linear warm-up under a cosine."""
+    return min(1.0, max(done, 1 / LOG_ROWS / 10) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _compiled(objective: Objective, kind: str) -> Any:
+    """`objective.loss` through torch.compile; `BadInput` where there is nothing to compile with."""
+    ours = os.environ.get("CC" if kind == "cuda" else "CXX")
+    names = [ours] if ours else ["gcc", "clang", "cc"] if kind == "cuda" else ["g++", "clang++"]
+    if not any(shutil.which(name) for name in names):
+        raise BadInput(f"compile=True needs a compiler, and there is no {' or '.join(names)} on the PATH")
+    return torch.compile(objective.loss)
+
+
+def _micro_batches(asked: int, world: int, size: int) -> int:
+    """Micro-batches of a step: as asked, but one for each process where only one is asked for."""
+    number = world if asked == 1 else asked
+    if number < 1 or number % world or size % number:
+        raise BadInput(
+            f"micro_batches={number} on {world} processes, for batches of {size} sources: expected a multiple of the "
+            "processes that divides the batch"
+        )
+    return number
+
+
+def _check(steps: int | None, max_seconds: float | None, precision: str) -> None:
+    if steps is None and max_seconds is None:
+        raise BadInput("training needs an end: give steps, max_seconds or both")
+    for name, bound in (("steps", steps), ("max_seconds", max_seconds)):
+        if bound is not None and not bound > 0:
+            raise BadInput(f"{name}={bound}: expected more than 0")
+    if precision not in DTYPES:
+        raise BadInput(f"precision {precision!r}: expected one of {', '.join(DTYPES)}")
+
+
+def _judged(
+    objective: Objective, validate: Callable[[], float] | None, monitor: Callable[[], dict[str, float]] | None
+) -> Row:
+    """What the two say of the objective as it is used, not as it is trained."""
+    if validate is None and monitor is None:
+        return {}
+    objective.eval()
+    row = {} if validate is None else {"validation": validate()}
+    row |= {} if monitor is None else monitor()
+    objective.train()
+    return row
 
 
 def train(
@@ -247,95 +167,140 @@ def train(
     lr: float,
     weight_decay: float = 0.05,
     seed: int = 0,
+    micro_batches: int = 1,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 30.0,
     device: str = "cpu",
     precision: Precision = "bfloat16",
+    compile: bool = False,
     validate: Callable[[], float] | None = None,
+    monitor: Callable[[], dict[str, float]] | None = None,
+    tensorboard: Path | None = None,
     progress: bool = False,
-    on_log: Callable[[dict[str, float]], None] | None = None,
+    on_log: Callable[[Row], None] | None = None,
 ) -> Report:
     """Train `objective` in place and return what happened.
 
     With `checkpoint` (a .safetensors file) the run continues from it where it exists, writes it every
     `checkpoint_seconds` and at the end, and keeps the log beside it as JSON lines; a run bounded by steps gives the
-    same weights whether it was interrupted or not. With `validate` (lower is better, called at every log row) the best
-    weights win over the last ones. Raises `BadInput` for a damaged checkpoint, `Conflict` for another run's, and
-    `RedshelfError` when loss or gradient is not finite, with the batch kept beside the checkpoint.
+    same weights whether it was interrupted or not, and a longer one goes on from a shorter one. With `validate` (lower
+    is better, called at every log row) the best weights win over the last ones; `monitor` adds its values to ten of the
+    rows and chooses nothing. `fetch` is called by a thread, one batch ahead.
+
+    A step's batch is computed in `micro_batches` equal parts, and the loss is the mean of theirs. Processes started by
+    torchrun or srun share them out, one each where 1 is asked for; only the first process writes, logs and calls
+    `validate`, `monitor` and `on_log`, and the report is the same in all.
+
+    Raises `BadInput` for a damaged checkpoint, `Conflict` for another run's, `Interrupted` after SIGUSR1 or SIGTERM,
+    with the checkpoint written, and `RedshelfError` when loss or gradient is not finite, with the batch kept beside the
+    checkpoint; float16 skips such a step, and stops after many in a row.
     """
-    if steps is None and max_seconds is None:
-        raise BadInput("training needs an end: give steps, max_seconds or both")
-    for name, bound in (("steps", steps), ("max_seconds", max_seconds)):
-        if bound is not None and not bound > 0:
-            raise BadInput(f"{name}={bound}: expected more than 0")
-    total_steps, total_seconds = steps or math.inf, max_seconds or math.inf
+    _check(steps, max_seconds, precision)
+    processes, kind = parallel.start(device), torch.device(device).type
+    micro_batches = _micro_batches(micro_batches, processes.world, sampler.size)
     objective.to(device).train()
-    optimiser = _optimiser(objective, lr, weight_decay)
-    run = {"steps": steps, "max_seconds": max_seconds, "lr": lr, "weight_decay": weight_decay, "seed": seed}
-    plan = json.dumps(
-        {**run, "precision": precision, "sampler": sampler.describe(), "objective": objective.config}, sort_keys=True
-    )
-    state, best = _State(), dict[str, Tensor]()
-    if checkpoint is not None and checkpoint.exists():
-        state, best = _load(checkpoint, objective, optimiser, plan)
+    loss_of = _compiled(objective, kind) if compile else objective.loss
+    optimiser, trained = _optimiser(objective, lr, weight_decay), [p for p in objective.parameters() if p.requires_grad]
+    scaler = torch.amp.GradScaler(kind, enabled=precision == "float16")
+    plan: dict[str, Any] = {"steps": steps, "max_seconds": max_seconds, "micro_batches": micro_batches, "seed": seed}
+    plan |= {"lr": lr, "weight_decay": weight_decay, "precision": precision, "compile": compile}
+    plan |= {"sampler": sampler.describe(), "objective": objective.config}
+    kept = None if checkpoint is None else Checkpoint(checkpoint, objective, optimiser, scaler, plan)
+    state, best = kept.load() if kept is not None and kept.path.exists() else (State(), dict[str, Tensor]())
+    processes.agree("plan or checkpoint", (json.dumps(plan), state.step))
+    processes.copy_first(list(objective.state_dict().values()))
+
+    own, sums = processes.share(micro_batches), Sums(state.sums if processes.is_first else {})
     resumed_from, began, written = state.step, time.monotonic() - state.seconds, time.monotonic()
-    bar = _bar(progress, state)
-    with seeded(seed, device), bar:
-        while (done := max(state.step / total_steps, state.seconds / total_seconds)) < 1:
-            rate = lr * min(1.0, max(done, 1 / LOG_ROWS / 10) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
+    upcoming = count(state.step) if steps is None else range(state.step, steps)
+    requests = (np.split(sampler.batch(step), micro_batches)[micro] for step in upcoming for micro in own)
+    with (
+        seeded(seed, device),
+        stop_signals() as signals,
+        closing(ahead(fetch, requests, pin=kind == "cuda")) as batches,
+        Journal(state.step, progress, tensorboard, on_log) if processes.is_first else Journal(state.step) as journal,
+    ):
+        while (done := _done(state, steps, max_seconds)) < 1:
+            logged = _rows(done)
+            rate = lr * _rate(done)
             for group in optimiser.param_groups:
-                group["lr"] = rate
-            torch.manual_seed(_step_seed(seed, state.step))
-            indices = sampler.batch(state.step)
-            batch = fetch(indices).to(device)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
-                loss, parts = objective.loss(batch, torch.from_numpy(indices).to(device))
+                group["lr"] = rate * group["factor"]
+            # the gradient of the mean loss of all micro-batches, of which this process computes its own
+            indices = np.split(sampler.batch(state.step), micro_batches)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(objective.parameters(), CLIP_NORM)
-            if not torch.isfinite(loss):
-                _refuse_non_finite("loss", batch, indices, state.step, checkpoint)
-            if not torch.isfinite(norm):
-                _refuse_non_finite("gradient", batch, indices, state.step, checkpoint)
-            optimiser.step()
-            state.step, state.seconds, state.count = state.step + 1, time.monotonic() - began, state.count + 1
-            for key, value in {"loss": loss, **parts}.items():
-                state.sums[key] = state.sums.get(key, 0.0) + float(value.detach())
-            done = min(1.0, max(state.step / total_steps, state.seconds / total_seconds))
-            if int(done * LOG_ROWS) > state.logged:
-                state.logged = int(done * LOG_ROWS)
+            loss = torch.zeros((), device=device)
+            buffers = parallel.Buffers(objective, idle=micro_batches == 1 and not scaler.is_enabled())
+            for micro in own:
+                batch = next(batches)
+                torch.manual_seed(_place_seed(seed, state.step, micro))
+                with torch.autocast(kind, DTYPES[precision], enabled=precision != "float32"):
+                    value, parts = loss_of(batch.to(device), torch.from_numpy(indices[micro]).to(device))
+                scaler.scale(value / len(own)).backward()
+                buffers.collect(len(own))
+                loss += value.detach() / len(own)
+                sums.add({"loss": value, **parts})
+            processes.mean_gradients(trained, loss, *buffers.sums())
+            scaler.unscale_(optimiser)
+            norm = nn.utils.clip_grad_norm_(trained, CLIP_NORM)
+            # here alone a step waits for the device
+            finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
+            state.skipped = 0 if finite else state.skipped + 1
+            if finite:
+                buffers.finish()
+                scaler.step(optimiser)
+            elif not scaler.is_enabled() or state.skipped == SKIPS:
+                batches.close()
+                whole, where = sampler.batch(state.step), "by the first process"
+                if processes.is_first:
+                    batch = batch if micro_batches == 1 else fetch(whole)
+                    where = keep_bad_batch(checkpoint, batch, whole, state.step)
+                processes.wait()
+                what = "gradient" if torch.isfinite(loss) else "loss"
+                raise RedshelfError(f"training stopped at step {state.step}: the {what} is not finite; {where}")
+            scaler.update()
+            skipped = {"skipped": torch.tensor(float(not finite))} if scaler.is_enabled() else {}
+            sums.add({"gradient_norm": norm, **skipped})
+            # all go by the first one's clock, and stop where any of them is told to
+            state.step, now = state.step + 1, time.monotonic()
+            clock = (now - began, now - written >= checkpoint_seconds) if processes.is_first else (0.0, 0.0)
+            stop, state.seconds, due = processes.all_max(len(signals), *clock)
+            done = _done(state, steps, max_seconds)
+            if finite:
+                objective.after_step(done)
+            if (rows := _rows(done)) > logged:
                 row = {"step": state.step, "seconds": round(state.seconds, 3), "progress": round(done, 4), "lr": rate}
-                row |= {key: value / state.count for key, value in state.sums.items()}
-                state.sums, state.count = {}, 0
-                if validate is not None:
-                    row["validation"] = validate()
-                    objective.train()
-                    if state.best is None or row["validation"] < state.best:
-                        state.best = row["validation"]
-                        best = {key: value.detach().clone() for key, value in objective.state_dict().items()}
+                row |= means(merged(processes.gather(sums.read())))
+                sums, often = Sums(), LOG_ROWS // MONITOR_ROWS
+                asked = monitor if rows // often > logged // often else None
+                row |= processes.from_first(_judged(objective, validate, asked) if processes.is_first else {})
+                if validate is not None and row["validation"] < (math.inf if state.best is None else state.best):
+                    state.best = row["validation"]
+                    best = {key: value.detach().clone() for key, value in objective.state_dict().items()}
                 state.rows.append(row)
-                bar.update(state.logged - bar.n)
-                bar.set_postfix(step=state.step, loss=f"{row['loss']:.4f}")
-                if on_log is not None:
-                    on_log(row)
-            if checkpoint is not None and (done >= 1 or time.monotonic() - written >= checkpoint_seconds):
-                _save(checkpoint, objective, optimiser, best, state, plan)
-                lines = "".join(json.dumps(row) + "\n" for row in state.rows)
-                _write_whole(checkpoint.with_suffix(".jsonl"), lines.encode())
+                journal.write(row)
+            if kept is not None and (done >= 1 or stop or due):
+                state.sums = merged(processes.gather(sums.read()))
+                if processes.is_first:
+                    kept.save(state, best)
                 written = time.monotonic()
+            if stop and done < 1:
+                processes.wait()
+                told = f"{checkpoint} is written: the same command goes on from there" if kept else "nothing is kept"
+                raise Interrupted(
+                    f"training stopped at step {state.step} by {signals[0] if signals else 'a signal'}; {told}"
+                )
+    processes.wait()
     if best:
         objective.load_state_dict(best)
     objective.eval()
-    return Report(state.step, state.seconds, state.rows, resumed_from, state.best)
+    return Report(state.step, state.seconds, state.rows, resumed_from, state.best, micro_batches)
 
 
-def _bar(progress: bool, state: _State) -> Any:
-    import sys
+def _done(state: State, steps: int | None, max_seconds: float | None) -> float:
+    """The fraction of the run that lies behind, 0 to 1."""
+    return min(1.0, max(state.step / (steps or math.inf), state.seconds / (max_seconds or math.inf)))
 
-    from tqdm import tqdm
 
-    # a terminal sees the bar move; a log gets a line every ten seconds
-    quiet = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(
-        total=LOG_ROWS, initial=state.logged, desc="training", unit="%", mininterval=quiet, disable=not progress
-    )
+def _rows(done: float) -> int:
+    """Log rows that are due so far."""
+    return int(done * LOG_ROWS + 1e-9)  # 29 of 100 steps are 28.999999999999996 rows

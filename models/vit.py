@@ -1,16 +1,17 @@
 """A vision transformer for any subset of a survey's bands (groups of bands as in SatMAE, Cong et al. 2022).
 
 Neighbouring bands share a patch embedding; each group has its own tokens. Flux is kept: pixels in units of the band's
-noise go through one fixed asinh, negative ones too, and no image is ever normalised by itself. A band that is missing
-is replaced by a learned token and the others of its group are scaled up by sqrt(bands / present), a bad pixel is zero
-and flagged to the embedding.
+noise go through one fixed asinh, negative ones too, and no image is ever normalised by itself. Fluxes in three Gaussian
+apertures on the centre, summed before the asinh, are added to every token of their group: from patches alone a network
+learns to add up light slowly. A band that is missing is replaced by a learned token and the others of its group are
+scaled up by sqrt(bands / present), a bad pixel is zero and flagged to the embedding.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self, cast
 
 import numpy as np
@@ -27,6 +28,8 @@ SOFTENING = 3.0  # noise units at which asinh leaves the straight line
 CENTRE_FRACTION = 0.15  # of the cutout: standard deviation of the weight that the embedding gives its middle
 CEILING = 1e4  # of x / SOFTENING: beyond, a pixel is a saturated star's
 MLP_RATIO = 4
+APERTURES_PX = (2.0, 4.0, 8.0)  # standard deviations
+FEWEST_GOOD = 0.1  # of an aperture's weight on good pixels: its flux is scaled up by no more than the inverse
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,22 @@ class Size:
 
 
 SIZES = {"tiny": Size(192, 4, 3, 16), "small": Size(384, 12, 6, 8), "base": Size(768, 12, 12, 8)}
+
+
+@dataclass(frozen=True)
+class Scaled(Pixels):
+    """Pixels after the asinh, and the asinh of the `apertures` (N, B, A), 0 where the band is missing."""
+
+    apertures: Tensor
+
+    def rows(self, chosen: Tensor) -> Scaled:
+        """The sources where `chosen` (N,) is true."""
+        return Scaled(self.values[chosen], self.bad[chosen], self.present[chosen], self.apertures[chosen])
+
+    def without(self, hidden: Tensor) -> Scaled:
+        """The same with the bands `hidden` (N, B) missing."""
+        less = super().without(hidden)
+        return Scaled(less.values, less.bad, less.present, self.apertures * ~hidden[:, :, None])
 
 
 def default_groups(wavelength_nm: Sequence[float]) -> list[list[int]]:
@@ -58,6 +77,8 @@ def sine_positions(side: int, dim: int) -> Tensor:
 
 
 def _asinh(x: Tensor) -> Tensor:
+    if x.requires_grad:  # a reconstruction that is encoded again; what follows overwrites what a gradient needs
+        return torch.asinh(x)
     # torch.asinh is not vectorised on the CPU: six times slower, a quarter of a tiny encoder's time
     size = x.abs()
     return (size * size).add_(1).sqrt_().add_(size).log_().copysign_(x)
@@ -109,6 +130,7 @@ class MultiBandViT(Backbone):
         patch, dim, n_bands = size.patch_px, size.dim, len(self.bands)
         self.flux_stems = nn.ModuleList(nn.Conv2d(len(g), dim, patch, patch) for g in self.groups)
         self.bad_stems = nn.ModuleList(nn.Conv2d(len(g), dim, patch, patch, bias=False) for g in self.groups)
+        self.aperture_stems = nn.ModuleList(nn.Linear(len(APERTURES_PX) * len(g), dim, bias=False) for g in self.groups)
         self.band_tokens = nn.Parameter(0.02 * torch.randn(n_bands, dim))
         self.missing_tokens = nn.Parameter(0.02 * torch.randn(n_bands, dim))
         self.scalars = nn.Linear(2 * (2 * n_bands + 1), dim)
@@ -118,10 +140,13 @@ class MultiBandViT(Backbone):
         self.register_buffer("positions", sine_positions(self.side, dim), persistent=False)
         self.centre: Tensor
         self.register_buffer("centre", centre_weights(self.side, patch, cutout_px), persistent=False)
+        self.windows: Tensor
+        self.register_buffer("windows", aperture_windows(cutout_px), persistent=False)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         self.eval()
         self.revision = revision or stored.revision(self)
 
@@ -134,6 +159,7 @@ class MultiBandViT(Backbone):
             "size": asdict(self.size),
             "scaling": {"softening": SOFTENING, "ceiling": CEILING},
             "centre": CENTRE_FRACTION,
+            "apertures_px": list(APERTURES_PX),
         }
 
     @classmethod
@@ -150,11 +176,22 @@ class MultiBandViT(Backbone):
         load_weights(made, weights, name)
         return made
 
-    def prepare(self, batch: Batch) -> Pixels:
-        """The pixels through the fixed asinh. Errors as in `good_pixels`."""
+    def prepare(self, batch: Batch) -> Scaled:
+        """Pixels and apertures through the fixed asinh. Errors as in `good_pixels`."""
         flux = good_pixels(batch, self)
+        apertures = self._apertures(flux)
         values = _asinh((flux.values / SOFTENING).clamp_(-CEILING, CEILING))
-        return Pixels(values, flux.bad, flux.present)
+        return Scaled(values, flux.bad, flux.present, apertures)
+
+    def _apertures(self, flux: Pixels) -> Tensor:
+        """(N, B, A) asinh of the flux in each aperture in units of its noise, bad pixels filled by the good ones."""
+        with torch.autocast(flux.values.device.type, enabled=False):  # bfloat16 is 1% of a flux
+            total = flux.values.flatten(2) @ self.windows  # (N, B, A)
+            if flux.bad.any():
+                lost = flux.bad.flatten(2).float() @ self.windows / self.windows.sum(dim=0)
+                total = total / (1 - lost).clamp(min=FEWEST_GOOD)
+            total = total / (SOFTENING * self.windows.square().sum(dim=0).sqrt())
+            return torch.asinh(total.clamp(-CEILING, CEILING))
 
     def conditions(self, batch: Batch, present: Tensor) -> Tensor:
         """Depth, seeing and extinction with a word on each whether it is known, (N, 2 (2 B + 1)) of order one."""
@@ -178,19 +215,25 @@ class MultiBandViT(Backbone):
         before, after = lack // 2, lack - lack // 2
         return F.pad(images, (before, after, before, after)) if lack else images
 
-    def tokens(self, pixels: Pixels, conditions: Tensor) -> tuple[Tensor, Tensor]:
+    def tokens(self, pixels: Scaled, conditions: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (N, groups, side * side, dim) and which groups have a band at all, (N, groups)."""
         values = self._padded(pixels.values)
         bad = self._padded(pixels.bad.to(values.dtype)) if pixels.bad.any() else None
         common = self.positions + self.scalars(conditions)[:, None]  # (N, T, dim)
         present, groups = pixels.present.to(values.dtype), []
-        for columns, flux_stem, bad_stem in zip(self.groups, self.flux_stems, self.bad_stems, strict=True):
+        # a missing band is taken for as bright as the others: a flux of 0 would be another kind of source
+        level = pixels.apertures.sum(dim=1, keepdim=True) / present.sum(dim=1).clamp(min=1)[:, None, None]
+        apertures = torch.where(pixels.present[:, :, None], pixels.apertures, level)
+        stems = zip(self.groups, self.flux_stems, self.bad_stems, self.aperture_stems, strict=True)
+        for columns, flux_stem, bad_stem, aperture_stem in stems:
             image: Tensor = flux_stem(values[:, columns])
             if bad is not None:
                 image = image + bad_stem(bad[:, columns])
             there = present[:, columns]  # (N, C)
             scale = (len(columns) / there.sum(dim=1).clamp(min=1)).sqrt()
             words = there @ self.band_tokens[columns] + (1 - there) @ self.missing_tokens[columns]  # (N, dim)
+            with torch.autocast(values.device.type, enabled=False):
+                words = words.float() + aperture_stem(apertures[:, columns].flatten(1))
             groups.append(image.flatten(2).transpose(1, 2) * scale[:, None, None] + words[:, None] + common)
         alive = torch.stack([pixels.present[:, columns].any(dim=1) for columns in self.groups], dim=1)
         return torch.stack(groups, dim=1), alive
@@ -227,8 +270,17 @@ def centre_weights(side: int, patch_px: int, cutout_px: int) -> Tensor:
     return torch.exp(-0.5 * (offset[:, None] ** 2 + offset[None] ** 2)).flatten()
 
 
-def sized(name: str) -> Size:
-    """The size called `name`; `BadInput` naming those there are."""
+def aperture_windows(cutout_px: int) -> Tensor:
+    """Gaussian weights of the apertures, 1 in the centre, (cutout_px^2, apertures)."""
+    offset = torch.arange(cutout_px) - (cutout_px - 1) / 2
+    square = (offset[:, None] ** 2 + offset[None] ** 2).flatten()[:, None]
+    return torch.exp(-0.5 * square / torch.tensor(APERTURES_PX) ** 2)
+
+
+def sized(name: str, *, patch_px: int | None = None) -> Size:
+    """The size called `name`, with another patch where one is given; `BadInput` naming those there are."""
     if name not in SIZES:
         raise BadInput(f"size {name!r} of a vit; {nearest(name, SIZES)}")
-    return SIZES[name]
+    if patch_px is not None and patch_px < 1:
+        raise BadInput(f"patch_px={patch_px}: expected 1 or more")
+    return SIZES[name] if patch_px is None else replace(SIZES[name], patch_px=patch_px)

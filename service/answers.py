@@ -28,6 +28,7 @@ class EncoderAnswer(Answer):
     kind: str
     dim: int
     needs: list[str]
+    weights: str = Field(description="where they come from: published name and sha256, training, or random")
     exact: bool
     recall: float = Field(description="recall@10 against exact search, measured when the index was built")
 

@@ -114,8 +114,8 @@ def demo(
     from redshelf.service.embedding import build_index, embed
     from redshelf.service.fit import fit
     from redshelf.service.ingest import ingest
-    from redshelf.service.pretrain import pretrain
     from redshelf.service.publish import publish
+    from redshelf.service.training import Run, pretrain
 
     if folder.exists() and any(folder.iterdir()):
         raise Conflict(
@@ -134,8 +134,8 @@ def demo(
     step("simulate", lambda: simulate(survey, sources=sources, scenario="s1", seed=seed, progress=progress))
     step("ingest", lambda: ingest(survey / "survey.toml", shelf, progress=progress))
     # small batches: more steps in the time there is
-    train = partial(pretrain, shelf, name=ENCODER, max_seconds=pretrain_seconds, batch_size=64, progress=progress)
-    step("pretrain", train)
+    run = Run(max_seconds=pretrain_seconds, batch_size=64, progress=progress)
+    step("pretrain", lambda: pretrain(shelf, name=ENCODER, run=run))
     for encoder in ("photometry", ENCODER):
         step(f"embed {encoder}", partial(embed, shelf, encoder=encoder, progress=progress))
         step(f"index {encoder}", partial(build_index, shelf, encoder=encoder))

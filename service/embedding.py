@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from redshelf.indexing import ann, store
-from redshelf.indexing.batches import photometry, photometry_columns
+from redshelf.indexing.batches import Reader, photometry, photometry_columns
 from redshelf.indexing.embed import embed_all
 from redshelf.indexing.layout import Layout
 from redshelf.models import checkpoint
 from redshelf.models.errors import BadInput, Conflict
 
 if TYPE_CHECKING:
-    from redshelf.models.encoder import StoredEncoder
+    from redshelf.models.backbone import Backbone
+    from redshelf.models.encoder import Batch, StoredEncoder
+    from redshelf.models.photometry import Photometry
 
+PCA_ROWS = 4096  # sources that a PCA is fitted on
 FIT_ROWS = 200_000  # the standardising constants of photometry come from at most this many sources
 
 
-def fit_photometry(layout: Layout) -> Path:
-    """Fit the `photometry` encoder's constants on the shelf's sources and store it; returns its folder."""
+def fit_photometry(layout: Layout) -> Photometry:
+    """The `photometry` encoder, its constants fitted on the shelf's sources."""
     from redshelf.models.photometry import Photometry
 
     info = layout.read_info()
@@ -30,36 +35,119 @@ def fit_photometry(layout: Layout) -> Path:
     if len(rows) > FIT_ROWS:
         rows = np.sort(np.random.default_rng(0).choice(len(rows), FIT_ROWS, replace=False))
     measured = photometry(sources.take(rows, columns=photometry_columns(info.band_names)), info.band_names)
-    encoder = Photometry.fit(measured.flux_ujy, measured.flux_error_ujy, measured.state, bands=info.bands)
-    return checkpoint.save(encoder, layout.models, provenance={"fitted_on": info.survey, "sources": len(rows)})
+    return Photometry.fit(measured.flux_ujy, measured.flux_error_ujy, measured.state, bands=info.bands)
 
 
-def find_encoder(layout: Layout, name: str, *, weights: Path | None = None) -> StoredEncoder:
+def _photometry_folder(layout: Layout) -> Path:
+    told = {"fitted_on": layout.read_info().survey, "at_most_sources": FIT_ROWS}
+    return checkpoint.save(fit_photometry(layout), layout.models, provenance=told)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """How to make an encoder of published weights: the side in pixels that cutouts are resampled to, a PCA to so many
+    dimensions and photometry beside (both fitted on the shelf), the space of a CLIP, the sha256 that the file must
+    have, and a seed instead of the weights for a control; None takes the encoder's own choice."""
+
+    input_px: int | None = None
+    pca: int | None = None
+    photometry: bool = False
+    space: str = "trunk"
+    sha256: str | None = None
+    random_seed: int | None = None
+
+
+def published_encoder(layout: Layout, name: str, folder: Path, options: Pretrained) -> Path:
+    """Make the encoder `name` of the network published in `folder` and store it on the shelf; returns its folder."""
+    from redshelf.models.foundation import load_pretrained
+
+    checkpoint.check_name(name)
+    info = layout.read_info()
+    if not info.has_images:
+        raise BadInput(f"survey {info.survey} has no images: the encoder of {folder} cannot embed it")
+    encoder = load_pretrained(
+        folder,
+        bands=info.bands,
+        cutout_px=info.cutout_px,
+        name=name,
+        space=options.space,  # type: ignore[arg-type]
+        input_px=options.input_px,
+        expected_sha256=options.sha256,
+        random_seed=options.random_seed,
+    )
+    if options.pca is not None or options.photometry:
+        encoder = encoder.to(default_device())
+        scaling = fit_photometry(layout).scaling if options.photometry else None
+        encoder = encoder.fitted(_sample(layout, encoder), pca_dim=options.pca, photometry=scaling).cpu()
+    return checkpoint.save(encoder, layout.models, provenance={"weights": encoder.provenance, "folder": str(folder)})
+
+
+def _sample(layout: Layout, encoder: Backbone) -> Iterator[Batch]:
+    """A random sample of the sources that the encoder can see, in batches on the encoder's device."""
+    from redshelf.models.backbone import visible
+
+    reader = Reader(layout, layout.read_info(), bands=encoder.bands, needs=encoder.needs | {"fluxes"})
+    rows = np.sort(np.random.default_rng(0).permutation(reader.rows)[:PCA_ROWS])
+    for start in range(0, len(rows), 256):
+        batch = reader.read(rows[start : start + 256])
+        yield batch.select(visible(batch)).to(default_device())
+
+
+def default_device() -> str:
+    """ "cuda" where there is one, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def find_encoder(
+    layout: Layout, name: str, *, weights: Path | None = None, options: Pretrained = Pretrained()
+) -> StoredEncoder:
     """The encoder called `name`: from the folder `weights`, else the newest of that name on the shelf.
 
-    `photometry` needs no training and is made here when the shelf has none.
+    The folder holds an encoder that redshelf wrote, or a network as a model hub lays it out. `photometry` needs no
+    training and is made here when the shelf has none.
     """
-    if weights is not None:
+    if weights is None:
+        if options != Pretrained():
+            raise BadInput("options of a published network go with the folder of its weights: name it")
+        if name == "photometry" and name not in layout.encoders():
+            return checkpoint.load(_photometry_folder(layout))
+        return checkpoint.load(layout.model(name, layout.newest(name)))
+    if not weights.is_dir():
+        raise BadInput(f"weights {weights}: no such folder")
+    if not (weights / "provenance.json").is_file():
+        folder = published_encoder(layout, name, weights, options)
+        encoder = checkpoint.load(folder)
+    else:
+        if options != Pretrained():
+            raise BadInput(f"{weights} holds an encoder of redshelf: options of a published network do not apply")
         encoder = checkpoint.load(weights)
         if encoder.name != name:
             raise BadInput(f"{weights} holds encoder {encoder.name!r}, not {name!r}")
-        checkpoint.save(encoder, layout.models, provenance={"copied_from": str(weights)})
-        if layout.newest(name) != encoder.revision:
-            raise Conflict(f"{name}.{encoder.revision} is on this shelf already, and {layout.newest(name)} is newer")
-        return encoder
-    if name == "photometry" and name not in layout.encoders():
-        return checkpoint.load(fit_photometry(layout))
-    return checkpoint.load(layout.model(name, layout.newest(name)))
+        origin = {"copied_from": str(weights), "provenance": checkpoint.provenance(weights)}
+        checkpoint.save(encoder, layout.models, provenance=origin)
+    if layout.newest(name) != encoder.revision:
+        raise Conflict(f"{name}.{encoder.revision} is on this shelf already, and {layout.newest(name)} is newer")
+    return encoder
 
 
 def embed(
-    root: Path, *, encoder: str, weights: Path | None = None, batch_size: int = 256, progress: bool = False
+    root: Path,
+    *,
+    encoder: str,
+    weights: Path | None = None,
+    options: Pretrained = Pretrained(),
+    batch_size: int = 256,
+    device: str | None = None,
+    progress: bool = False,
 ) -> tuple[str, int]:
     """Embed every source of the shelf; returns the revision and the rows of the embedding."""
     layout = Layout(root)
     layout.read_info()
-    found = find_encoder(layout, encoder, weights=weights)
-    return found.revision, embed_all(layout, found, batch_size=batch_size, progress=progress)
+    found = find_encoder(layout, encoder, weights=weights, options=options)
+    rows = embed_all(layout, found, batch_size=batch_size, device=device or default_device(), progress=progress)
+    return found.revision, rows
 
 
 def build_index(root: Path, *, encoder: str) -> tuple[str, float]:

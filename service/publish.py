@@ -20,8 +20,8 @@ from redshelf.indexing.columns import Columns
 from redshelf.indexing.files import alone, manifest, read_json, verify
 from redshelf.indexing.generation import FileFacts, Generation, PublishedEncoder, PublishedEstimators, TableVersion
 from redshelf.indexing.layout import Layout
+from redshelf.models import checkpoint
 from redshelf.models.bands import State, flux_to_ab
-from redshelf.models.encoder import encoder_class
 from redshelf.models.errors import BadInput, Conflict, NotFound, nearest
 from redshelf.service.fit import NOT_GALAXIES, read_labels
 from redshelf.service.redshift import estimate
@@ -43,11 +43,30 @@ def _published_encoders(layout: Layout) -> list[PublishedEncoder]:
             raise Conflict(
                 f"index {name}.{indexed[-1]} has {facts['rows']} rows, the shelf has more: embed and index again"
             )
-        needs = sorted(encoder_class(config["kind"]).needs)
-        found.append(
-            PublishedEncoder(name=name, revision=indexed[-1], kind=config["kind"], dim=facts["dim"], needs=needs)
-        )
+        told = {"kind": config["kind"], "needs": config["needs"], "dim": facts["dim"]}
+        told["weights"] = weights_of(checkpoint.provenance(layout.model(name, indexed[-1])))
+        found.append(PublishedEncoder(name=name, revision=indexed[-1], **told))
     return found
+
+
+def weights_of(provenance: dict[str, Any]) -> str:
+    """In words, where an encoder's weights come from, out of what was stored beside them."""
+    published = provenance.get("weights")
+    if published and "sha256" in published:
+        return f"{published['family']} {published['name']}, sha256 {published['sha256']}"
+    if published:
+        return f"{published['family']} with random weights, seed {published['seed']}"
+    if "provenance" in provenance:  # an encoder brought from elsewhere
+        return weights_of(provenance["provenance"])
+    if provenance.get("from"):
+        return f"{provenance['mode']} on {provenance['labels']} labels of {provenance['survey']}, from " + weights_of(
+            provenance["from_provenance"]
+        )
+    if "labels" in provenance:
+        return f"trained on {provenance['labels']} labels of {provenance['survey']}"
+    if "objective" in provenance:
+        return f"{provenance['objective']} pretraining on {provenance['sources']} sources of {provenance['survey']}"
+    return f"fitted on {provenance['fitted_on']}" if "fitted_on" in provenance else "unknown"
 
 
 @dataclass(frozen=True)

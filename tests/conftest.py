@@ -20,12 +20,12 @@ def tiny_shelf(small_survey_file: Path, tmp_path_factory: pytest.TempPathFactory
     from redshelf.service.embedding import build_index, embed
     from redshelf.service.fit import fit
     from redshelf.service.ingest import ingest
-    from redshelf.service.pretrain import pretrain
     from redshelf.service.publish import publish
+    from redshelf.service.training import Run, pretrain
 
     root = tmp_path_factory.mktemp("tiny") / "shelf"
     ingest(small_survey_file, root)
-    pretrain(root, name="vit", steps=3)
+    pretrain(root, name="vit", run=Run(steps=3))
     for encoder in ("photometry", "vit"):
         embed(root, encoder=encoder)
         build_index(root, encoder=encoder)

@@ -82,7 +82,9 @@ def test_a_generation_round_trips_and_the_newest_is_taken(tmp_path: Path) -> Non
             created=1.5,
             tables={"sources": generation.TableVersion(version=1, rows=5)},
             encoders=[
-                generation.PublishedEncoder(name="vit", revision="ab", kind="vit", dim=8, needs=["pixels"]),
+                generation.PublishedEncoder(
+                    name="vit", revision="ab", kind="vit", dim=8, needs=["pixels"], weights="random"
+                ),
             ],
             redshifts=[generation.PublishedEstimators(encoder="vit", folder="vit.ab.cd", estimators=["knn"])],
             default_encoder="vit",

@@ -238,8 +238,8 @@ def test_a_source_on_no_tile_is_kept_but_never_found_by_its_pixels(tmp_path: Pat
     from astropy.table import Table
 
     from redshelf.service.ingest import ingest
-    from redshelf.service.pretrain import pretrain
     from redshelf.service.search import neighbours
+    from redshelf.service.training import Run, pretrain
 
     survey = small_survey.write(tmp_path, sources=150)
     table = Table.read(tmp_path / "catalogue.fits")
@@ -247,7 +247,7 @@ def test_a_source_on_no_tile_is_kept_but_never_found_by_its_pixels(tmp_path: Pat
     table.write(tmp_path / "catalogue.fits", overwrite=True)
     root = tmp_path / "shelf"
     assert ingest(survey, root).sources_on_no_tile == 1
-    pretrain(root, name="vit", steps=1)
+    pretrain(root, name="vit", run=Run(steps=1))
     for encoder in ("photometry", "vit"):
         embed(root, encoder=encoder)
         build_index(root, encoder=encoder)
@@ -336,7 +336,7 @@ def test_a_band_absent_for_half_the_sources_and_cutouts_of_nan_are_embedded_or_l
     from astropy.io import fits
 
     from redshelf.service.ingest import ingest
-    from redshelf.service.pretrain import pretrain
+    from redshelf.service.training import Run, pretrain
 
     survey = small_survey.write(tmp_path, sources=150)
     for band in small_survey.BANDS:
@@ -346,7 +346,7 @@ def test_a_band_absent_for_half_the_sources_and_cutouts_of_nan_are_embedded_or_l
                 units[0].data[:, : units[0].data.shape[1] // 2] = np.nan
     root = tmp_path / "shelf"
     ingest(survey, root)
-    pretrain(root, name="vit", steps=2)
+    pretrain(root, name="vit", run=Run(steps=2))
     embed(root, encoder="vit")
     build_index(root, encoder="vit")
     publish(root)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import small_training
 import torch
+from small_training import Mean
 from torch import Tensor, nn
 
 from redshelf.models.encoder import Batch
-from redshelf.models.errors import BadInput, Conflict, RedshelfError
+from redshelf.models.errors import BadInput, RedshelfError
 from redshelf.models.training import Objective, Report, Sampler, flat_weights, train
 
 FLUX = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
@@ -37,33 +41,16 @@ def fetch(indices: np.ndarray) -> Batch:
     return Batch(torch.ones((len(indices), 3), dtype=torch.int8), flux_ujy=FLUX[indices])
 
 
-def fit(objective: Linear, *, steps: int = 20, seed: int = 1, source: Any = fetch, **options: Any) -> Report:
-    return train(
-        objective, source, Sampler(40, 8, seed), steps=steps, lr=0.05, seed=seed, precision="float32", **options
-    )
-
-
-class Killed(Exception):
-    pass
-
-
-def killed_at(step: int) -> Any:
-    """A `fetch` that dies at its `step`-th call."""
-    calls = iter(range(1000))
-
-    def source(indices: np.ndarray) -> Batch:
-        if next(calls) == step:
-            raise Killed
-        return fetch(indices)
-
-    return source
+def fit(objective: Linear, *, steps: int | None = 20, seed: int = 1, source: Any = fetch, **options: Any) -> Report:
+    known: dict[str, Any] = {"lr": 0.05, "seed": seed, "precision": "float32"}
+    return train(objective, source, Sampler(40, 8, seed), steps=steps, **known | options)
 
 
 def test_the_loss_goes_down_and_the_rows_say_so() -> None:
     report = fit(Linear(), steps=200)
     assert report.steps == 200 and len(report.rows) == 100
     assert report.loss < 0.5 * report.rows[0]["loss"]
-    assert {"step", "seconds", "progress", "lr", "loss", "largest"} == set(report.rows[0])
+    assert {"step", "seconds", "progress", "lr", "loss", "largest", "gradient_norm"} == set(report.rows[0])
 
 
 def test_the_rate_warms_up_and_ends_near_zero() -> None:
@@ -72,47 +59,11 @@ def test_the_rate_warms_up_and_ends_near_zero() -> None:
     assert rates.index(max(rates)) == 5
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    whole, part = Linear(), Linear()
-    expected = fit(whole)
-    with pytest.raises(Killed):
-        fit(part, source=killed_at(7), checkpoint=tmp_path / "run.safetensors", checkpoint_seconds=0)
-    again = Linear()
-    report = fit(again, checkpoint=tmp_path / "run.safetensors")
-    assert report.resumed_from == 7 and report.steps == 20
-    for mine, theirs in zip(again.parameters(), whole.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=0)
-    assert [row["loss"] for row in report.rows] == pytest.approx([row["loss"] for row in expected.rows], abs=1e-6)
-
-
-def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
-    path = tmp_path / "run.safetensors"
-    first = fit(Linear(), checkpoint=path)
-    again = fit(Linear(), checkpoint=path, source=killed_at(0))
-    assert again.resumed_from == 20 and again.rows == first.rows
-
-
 def test_the_log_beside_the_checkpoint_is_json_lines(tmp_path: Path) -> None:
     seen: list[dict[str, float]] = []
     report = fit(Linear(), checkpoint=tmp_path / "run.safetensors", on_log=seen.append)
     lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert lines == report.rows == seen
-
-
-def test_a_checkpoint_of_another_run_is_refused_naming_what_differs(tmp_path: Path) -> None:
-    fit(Linear(), checkpoint=tmp_path / "run.safetensors")
-    with pytest.raises(Conflict, match="steps=20, this one has 30"):
-        fit(Linear(), steps=30, checkpoint=tmp_path / "run.safetensors")
-
-
-def test_a_checkpoint_cut_in_half_is_refused_and_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "run.safetensors"
-    fit(Linear(), checkpoint=path)
-    half = path.read_bytes()[: path.stat().st_size // 2]
-    path.write_bytes(half)
-    with pytest.raises(BadInput, match="no whole training checkpoint"):
-        fit(Linear(), checkpoint=path)
-    assert path.read_bytes() == half
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_batch(tmp_path: Path) -> None:
@@ -182,3 +133,168 @@ def test_flat_weights_make_the_draw_flat_in_magnitude() -> None:
 def test_weights_that_cannot_be_drawn_from_are_refused() -> None:
     with pytest.raises(BadInput, match="sampling weights"):
         Sampler(3, 2, 0, np.array([1.0, np.nan, 1.0]))
+
+
+def test_a_batch_cut_in_micro_batches_gives_the_gradient_of_the_whole() -> None:
+    whole, cut = Mean(), Mean()
+    expected = small_training.fit(whole, steps=20)
+    report = small_training.fit(cut, steps=20, micro_batches=4)
+    assert report.micro_batches == 4
+    for mine, theirs in zip(cut.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=0)
+    assert [row["loss"] for row in report.rows] == pytest.approx([row["loss"] for row in expected.rows], abs=1e-5)
+
+
+def test_micro_batches_draw_differently() -> None:
+    drawn: list[float] = []
+
+    class Drawing(Linear):
+        def loss(self, batch: Batch, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            drawn.append(float(torch.rand(())))
+            return super().loss(batch, indices)
+
+    fit(Drawing(), steps=3, micro_batches=2)
+    cut = drawn.copy()
+    drawn.clear()
+    fit(Drawing(), steps=3)
+    assert len(set(cut)) == 6 and cut[::2] == drawn  # the first one draws as an uncut batch does
+
+
+def test_the_next_batch_is_fetched_while_this_one_is_computed() -> None:
+    begun = [threading.Event() for _ in range(5)]
+
+    def source(indices: np.ndarray) -> Batch:
+        next(event for event in begun if not event.is_set()).set()
+        return fetch(indices)
+
+    class Waiting(Linear):
+        steps = 0
+
+        def loss(self, batch: Batch, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            self.steps += 1
+            assert begun[min(self.steps, 4)].wait(timeout=20)
+            return super().loss(batch, indices)
+
+    fit(Waiting(), steps=5, source=source)
+    with pytest.raises(ZeroDivisionError):
+        fit(Linear(), steps=5, source=lambda indices: 1 // 0)
+
+
+def test_nothing_is_fetched_but_the_batches_of_the_run_and_one_ahead_of_a_clock() -> None:
+    calls: list[int] = []
+
+    def source(indices: np.ndarray) -> Batch:
+        calls.append(len(indices))
+        return fetch(indices)
+
+    fit(Linear(), steps=7, source=source, micro_batches=2)
+    assert calls == [4] * 14
+    calls.clear()
+    report = fit(Linear(), steps=None, max_seconds=0.1, source=source)
+    assert report.steps <= len(calls) <= report.steps + 1
+
+
+def test_float16_trains() -> None:
+    whole, half = Mean(), Mean()
+    expected = small_training.fit(whole, steps=200)
+    report = small_training.fit(half, steps=200, precision="float16")
+    assert report.loss == pytest.approx(expected.loss, rel=0.1) and report.loss < 0.5 * report.rows[0]["loss"]
+    assert "skipped" in report.rows[0]
+
+
+class Steep(Linear):
+    """Not finite in the steps of `steep`, and well within float16 in others."""
+
+    def __init__(self, steep: range) -> None:
+        super().__init__()
+        self.steep, self.calls, self.progress = steep, 0, list[float]()
+
+    def loss(self, batch: Batch, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, parts = super().loss(batch, indices)
+        self.calls += 1
+        return loss * (float("inf") if self.calls - 1 in self.steep else 1e-3), parts
+
+    def after_step(self, progress: float) -> None:
+        self.progress.append(progress)
+
+
+def test_float16_skips_a_step_that_is_not_finite_and_goes_on() -> None:
+    objective = Steep(range(3, 5))
+    report = fit(objective, steps=10, precision="float16")
+    assert [row["skipped"] for row in report.rows] == [0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
+    assert objective.progress == pytest.approx([0.1, 0.2, 0.3, 0.6, 0.7, 0.8, 0.9, 1.0])
+    assert torch.isfinite(objective.layer.weight).all() and np.isnan(report.rows[3]["loss"])
+
+
+def test_float16_stops_after_many_such_steps_in_a_row() -> None:
+    with pytest.raises(RedshelfError, match="step 34: the loss is not finite"):
+        fit(Steep(range(10, 100)), steps=100, precision="float16")
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(BadInput, match="precision 'float8': expected one of bfloat16, float16, float32"):
+        small_training.fit(Mean(), steps=1, precision="float8")
+
+
+def test_after_step_is_told_how_far_the_run_is() -> None:
+    objective = Steep(range(0))
+    fit(objective, steps=4)
+    assert objective.progress == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_a_monitor_sees_the_objective_as_it_is_used_in_ten_rows_and_changes_nothing() -> None:
+    watched, plain = Linear(), Linear()
+
+    def monitor() -> dict[str, float]:
+        assert not watched.training
+        return {"knn": float(torch.rand(()))}
+
+    rows = fit(watched, steps=200, monitor=monitor).rows
+    fit(plain, steps=200)
+    assert [row["progress"] for row in rows if "knn" in row] == pytest.approx(np.arange(0.1, 1.05, 0.1))
+    assert torch.equal(watched.layer.weight, plain.layer.weight)
+
+
+def test_the_log_goes_to_tensorboard_once_though_the_run_was_killed(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options: dict[str, Any] = {"checkpoint": tmp_path / "run.safetensors", "tensorboard": tmp_path / "board"}
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(Linear(), on_log=killed_at(7), checkpoint_seconds=60, **options)
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(Linear(), on_log=killed_at(12), checkpoint_seconds=0, **options)
+    rows = fit(Linear(), **options).rows
+    board = EventAccumulator(str(tmp_path / "board")).Reload()
+    assert {"training/loss", "training/lr", "training/largest", "training/gradient_norm"} <= set(
+        board.Tags()["scalars"]
+    )
+    points = board.Scalars("training/loss")
+    assert [point.step for point in points] == [row["step"] for row in rows] == list(range(1, 21))
+    assert [point.value for point in points] == pytest.approx([row["loss"] for row in rows])
+
+
+def killed_at(step: int) -> Any:
+    """An `on_log` that dies at this step."""
+
+    def on_log(row: dict[str, float]) -> None:
+        if row["step"] == step:
+            raise RuntimeError("killed")
+
+    return on_log
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(BadInput, match=r"needs a compiler, and there is no g\+\+ or clang\+\+ on the PATH"):
+        fit(Linear(), steps=1, compile=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_a_compiled_run_equals_one_that_is_not() -> None:
+    plain, compiled = Mean(), Mean()
+    small_training.fit(plain, steps=10)
+    small_training.fit(compiled, steps=10, compile=True)
+    for mine, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)

@@ -44,8 +44,8 @@ def dusty_shelf(tmp_path_factory: pytest.TempPathFactory) -> OpenShelf:
     from redshelf.service.embedding import build_index, embed
     from redshelf.service.fit import fit
     from redshelf.service.ingest import ingest
-    from redshelf.service.pretrain import pretrain
     from redshelf.service.publish import publish
+    from redshelf.service.training import Run, pretrain
 
     folder = tmp_path_factory.mktemp("dusty")
     survey, root = small_survey.write(folder, sources=150), folder / "shelf"
@@ -56,7 +56,7 @@ def dusty_shelf(tmp_path_factory: pytest.TempPathFactory) -> OpenShelf:
     document["catalogue"]["ebv"] = "EBV"
     survey.write_text(tomli_w.dumps(document))
     ingest(survey, root)
-    pretrain(root, name="vit", steps=1)
+    pretrain(root, name="vit", run=Run(steps=1))
     embed(root, encoder="vit")
     build_index(root, encoder="vit")
     fit(root, encoder="vit")

@@ -1,0 +1,265 @@
+"""From labelled sources to a `RedshiftNetwork`: direct training, linear probe, fine-tuning, contrastive latent.
+
+    network, report = specialise(fetch, z, backbone=vit, photometry=None, mode="finetune", name="tuned")
+
+A tenth of the labels is held out, and the weights that do best on it are kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from redshelf.models import checkpoint as stored
+from redshelf.models import parallel
+from redshelf.models.backbone import Backbone
+from redshelf.models.bands import Band
+from redshelf.models.bins import Floats, Loss, Target, prior_of
+from redshelf.models.clap import Clap
+from redshelf.models.encoder import Batch
+from redshelf.models.errors import BadInput, nearest
+from redshelf.models.imbalance import (
+    BinLoss,
+    Criterion,
+    Imbalance,
+    capped_rows,
+    check_loss,
+    criterion_for,
+    implied_prior,
+)
+from redshelf.models.labelled import Labels, OnImages, OnInputs, Rows, Shown, nothing
+from redshelf.models.photometry import Scaling, fit_scaling
+from redshelf.models.redshift_network import RedshiftNetwork, check_trunk
+from redshelf.models.training import Fetch, Report, Sampler, seeded, train
+
+Mode = Literal["direct", "probe", "finetune", "contrastive"]
+
+STEPS = 1500  # the best of 500, 1500, 4000 for photometry on zCOSMOS with 2,400 labels
+HEAD_STEPS, HEAD_RATE = 300, 0.2  # of the head alone on the capped subset; factor on the learning rate
+CORE = 0.68  # share of the held-out residuals that a regression's scatter covers
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Batch size, learning rate, and the factor on it for the image encoder."""
+
+    batch_size: int
+    lr: float
+    backbone_rate: float = 1.0
+
+
+RECIPES = {
+    "photometry": Recipe(256, 2e-3),
+    "probe": Recipe(256, 2e-3),
+    "direct": Recipe(128, 1e-3),
+    "finetune": Recipe(128, 1e-3, 0.1),
+    "contrastive": Recipe(128, 1e-3),
+}
+
+
+def check_combination(
+    backbone: Backbone | None, photometry: Scaling | None, *, mode: str, loss: str, imbalance: str
+) -> None:
+    """`BadInput` for a trunk, mode, loss and remedy that do not go together."""
+    if mode not in get_args(Mode):
+        raise BadInput(f"mode {mode!r}; {nearest(mode, get_args(Mode))}")
+    check_loss(loss, imbalance)
+    check_trunk(backbone, photometry)
+    if backbone is None and mode != "direct":
+        raise BadInput(f"mode {mode!r} needs an image encoder: photometry alone is trained with mode 'direct'")
+    if mode == "contrastive" and loss != "bins":
+        raise BadInput(f"mode 'contrastive' with loss {loss!r}: its views agree on a PDF, which needs loss 'bins'")
+
+
+def specialise(
+    fetch: Fetch,
+    z: npt.ArrayLike,
+    *,
+    backbone: Backbone | None,
+    photometry: Scaling | None,
+    mode: Mode,
+    loss: Loss = "bins",
+    imbalance: Imbalance = "none",
+    name: str,
+    weights: npt.ArrayLike | None = None,
+    magnitude: npt.ArrayLike | None = None,
+    steps: int | None = None,
+    max_seconds: float | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    backbone_rate: float | None = None,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    device: str = "cpu",
+    **loop: Any,
+) -> tuple[RedshiftNetwork, Report]:
+    """Train a redshift network on labelled sources; it comes back on the CPU, and `backbone` stays as it was.
+
+    `fetch(indices)` gives the batch of the labels at positions `indices` of `z` (N,), in the trunk's bands. `weights`
+    (N,): loss weights, None for equal. `magnitude` (N,): brightness, for the cells of imbalance "capped".
+
+    Mode "direct" trains everything at one rate, from the weights that `backbone` has (fresh ones, for training from
+    scratch); "finetune" trains the image encoder at `backbone_rate` times `lr`; "probe" leaves it alone, and is linear
+    without photometry; "contrastive" is `models/clap.py`. None takes the mode's `RECIPES`, and `STEPS` where no time is
+    given. `loop` goes to `training.train`; body and head on a trunk that stays are float32 in any case.
+
+    Raises `BadInput` for labels, weights or a combination that cannot be trained, before any work, and as
+    `training.train`.
+    """
+    check_combination(backbone, photometry, mode=mode, loss=loss, imbalance=imbalance)
+    labels = Labels.checked(z, weights)
+    brightness = None if magnitude is None else np.asarray(magnitude, dtype=np.float64)
+    if brightness is not None and brightness.shape != labels.z.shape:
+        raise BadInput(f"magnitudes of shape {brightness.shape}: expected ({len(labels)},)")
+    target = Target.for_labels(labels.z)
+    recipe = RECIPES["photometry" if backbone is None else mode]
+    recipe = Recipe(
+        batch_size or recipe.batch_size,
+        lr or recipe.lr,
+        recipe.backbone_rate if backbone_rate is None else backbone_rate,
+    )
+    frozen = backbone is None or mode == "probe"
+    world = parallel.start(device).world  # takes this process's GPU before anything is put on one
+    with seeded(seed):
+        encoder = RedshiftNetwork(
+            backbone=None if backbone is None else copy.deepcopy(backbone),
+            photometry=photometry,
+            target=target,
+            body="linear" if mode == "probe" and photometry is None else "mlp",
+            loss=loss,
+            name=name,
+        ).to(device)
+        shown = Shown(fetch, labels, encoder, frozen=frozen, device=device, seed=seed)
+        prior = _prior(target, shown.labels.take(shown.kept))
+        criterion = criterion_for(target, prior, loss=loss, imbalance=imbalance)
+        config = {
+            "objective": mode,
+            "imbalance": imbalance,
+            "trunk": None if backbone is None else f"{backbone.name}.{backbone.revision}",
+            "backbone_rate": recipe.backbone_rate,
+            "encoder": encoder.config,
+        }
+        objective = _objective(shown, criterion, config, mode=mode, rate=recipe.backbone_rate)
+    if frozen:
+        loop["precision"] = "float32"
+    options = {"seed": seed, "device": device, "checkpoint": checkpoint, **loop}
+    report = train(
+        objective,
+        shown.batch,
+        Sampler(len(shown.kept), recipe.batch_size, seed),
+        steps=steps or (None if max_seconds else STEPS),
+        max_seconds=max_seconds,
+        lr=recipe.lr,
+        validate=lambda: shown.score(criterion),
+        **options,
+    )
+    prior = implied_prior(prior, imbalance)
+    if imbalance == "capped":
+        after = None if checkpoint is None else checkpoint.with_suffix(f".head-{report.steps}.safetensors")
+        options |= {"checkpoint": after, "precision": "float32", "micro_batches": 1, "tensorboard": None}
+        prior, head = _balance_head(shown, brightness, prior, config, recipe, world=world, options=options)
+        report = replace(report, steps=report.steps + head.steps, seconds=report.seconds + head.seconds)
+    return _finished(encoder, shown, prior), report
+
+
+def _prior(target: Target, labels: Labels) -> Floats:
+    return prior_of(labels.z, target.n_bins, weights=labels.weights, width=target.width)
+
+
+def _objective(
+    shown: Shown, criterion: Criterion, config: dict[str, Any], *, mode: Mode, rate: float
+) -> OnInputs | OnImages | Clap:
+    encoder, labels = shown.encoder, shown.labels.take(shown.kept)
+    if shown.inputs is not None:
+        net = nn.Sequential(encoder.body, encoder.head)
+        return OnInputs(net, shown.inputs_of(shown.kept)[1], labels, criterion, config)
+    assert encoder.backbone is not None
+    rates = [(list(encoder.backbone.parameters()), rate)]
+    kind = Clap if mode == "contrastive" else OnImages
+    return kind(encoder, labels, criterion, config, rates=rates)
+
+
+def _balance_head(
+    shown: Shown,
+    magnitude: Floats | None,
+    prior: Floats,
+    config: dict[str, Any],
+    recipe: Recipe,
+    *,
+    world: int,
+    options: dict[str, Any],
+) -> tuple[Floats, Report]:
+    """Train the head alone on a capped subset of the kept labels; the subset's prior, and what happened.
+
+    The held-out labels are weighted to the subset's prior.
+    """
+    encoder = shown.encoder
+    positions, inputs = shown.inputs_of(shown.kept)
+    brightness = None if magnitude is None else magnitude[shown.rows[positions]]
+    chosen = capped_rows(shown.labels.z[positions], brightness, seed=options["seed"])
+    labels = shown.labels.take(positions[chosen])
+    with torch.no_grad():
+        latent = encoder.latent(inputs[torch.from_numpy(chosen).to(inputs.device)])
+    target = encoder.target
+    balanced = _prior(target, labels)
+    criterion = BinLoss(target, balanced, adjust=False)
+    ratio = target.at(shown.labels.z[shown.held], balanced / prior)
+    report = train(
+        OnInputs(encoder.head, latent, labels, criterion, {**config, "stage": "head"}),
+        nothing,
+        Sampler(len(labels), max(world, min(recipe.batch_size, len(labels)) // world * world), options["seed"]),
+        steps=HEAD_STEPS,
+        lr=HEAD_RATE * recipe.lr,
+        validate=lambda: shown.score(criterion, ratio),
+        **options,
+    )
+    return balanced, report
+
+
+def _finished(encoder: RedshiftNetwork, shown: Shown, prior: Floats) -> RedshiftNetwork:
+    """The network with what it knows of its own answers, in its final form."""
+    encoder.prior.copy_(torch.from_numpy(prior))
+    if encoder.loss == "regression":
+        target = encoder.target
+        found = target.centre + target.scale * shown.answers()[:, 0].double().cpu().numpy()
+        residual = np.abs(found - np.log1p(shown.labels.z[shown.held]))
+        encoder.scatter.fill_(max(float(np.quantile(residual, CORE)), 0.5 * target.width))
+    encoder = encoder.cpu().eval()
+    encoder.revision = stored.revision(encoder)
+    return encoder
+
+
+def train_photometry(
+    flux_ujy: npt.ArrayLike,
+    flux_error_ujy: npt.ArrayLike,
+    state: npt.NDArray[np.int8],
+    z: npt.ArrayLike,
+    *,
+    bands: Sequence[Band],
+    name: str = "network",
+    steps: int = STEPS,
+    **options: Any,
+) -> tuple[RedshiftNetwork, Report]:
+    """The small network on photometry: fluxes, errors and states (N, B), redshifts (N,). `options` as `specialise`."""
+    flux, error, state = np.asarray(flux_ujy, np.float64), np.asarray(flux_error_ujy, np.float64), np.asarray(state)
+    labels = np.asarray(z, dtype=np.float64)
+    if not len(flux) == len(state) == len(labels):
+        raise BadInput(
+            f"fluxes of {len(flux)} sources, states of {len(state)}, {len(labels)} redshifts: expected equal"
+        )
+    scaling = fit_scaling(flux, error, state, bands=bands) if len(labels) else None
+
+    def fetch(indices: Rows) -> Batch:
+        return Batch(torch.from_numpy(state[indices]), flux_ujy=torch.from_numpy(flux[indices]))
+
+    return specialise(
+        fetch, labels, backbone=None, photometry=scaling, mode="direct", name=name, steps=steps, **options
+    )
