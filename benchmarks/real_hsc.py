@@ -28,10 +28,10 @@ from redshelf.indexing.ann import open_index
 from redshelf.models.bands import asinh_magnitude
 from redshelf.service.embedding import build_index, embed
 from redshelf.service.ingest import ingest
-from redshelf.service.pretrain import pretrain
 from redshelf.service.publish import publish
 from redshelf.service.search import neighbours
 from redshelf.service.shelf import OpenShelf, open_shelf
+from redshelf.service.training import Run, pretrain
 
 SCALE_ARCSEC, ZERO_POINT, CUTOUT_PX, EDGE_PX = 0.168, 27.0, 40, 10
 WAVELENGTHS = {"g": 481.0, "r": 622.0, "i": 770.0, "z": 890.0, "y": 1000.0}
@@ -200,7 +200,8 @@ def main() -> int:
     print(ingest(survey, root))
     names = ["vit"] if arguments.quick else ["vit", "vit-1", "vit-2"]  # one a seed
     for seed, name in enumerate(names):
-        pretrain(root, name=name, seed=seed, max_seconds=30 if arguments.quick else 120, progress=sys.stderr.isatty())
+        run = Run(max_seconds=30 if arguments.quick else 120, seed=seed, progress=sys.stderr.isatty())
+        pretrain(root, name=name, run=run)
     for encoder in ("photometry", *names):
         embed(root, encoder=encoder)
         build_index(root, encoder=encoder)

@@ -1,0 +1,174 @@
+"""The tables, the curve and the verdicts of `approaches.py`, from the results of its trials."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MEASURES = ("bias", "sigma_mad", "outliers")
+WAYS = ("knn", "knn+photometry", "head")
+Result = dict[str, Any]
+Key = tuple[str, str]  # approach, scenario
+
+
+def grouped(found: Iterable[Result]) -> dict[Key, list[Result]]:
+    """Results by approach and scenario, a seed each."""
+    out: dict[Key, list[Result]] = defaultdict(list)
+    for result in found:
+        out[result["job"]["approach"], result["job"]["scenario"]].append(result)
+    return dict(out)
+
+
+def over_seeds(results: list[Result], way: str, measure: str, cell: tuple[str, ...] = ("all",)) -> tuple[float, float]:
+    """Mean and standard deviation over seeds of one number; NaN where no seed has it, or only one (not published)."""
+    values = []
+    for result in results:
+        entry: Any = result.get(way)
+        for key in cell:
+            entry = None if entry is None else entry.get(key)
+        if entry is not None:
+            values.append(entry[measure])
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    return float(np.mean(values)), float(np.std(values, ddof=1))
+
+
+def _cell(results: list[Result], way: str, cell: tuple[str, ...] = ("all",)) -> str:
+    parts = [over_seeds(results, way, measure, cell) for measure in MEASURES]
+    if np.isnan(parts[0][0]):
+        return "–"
+    bias, sigma, outliers = parts
+    return f"{bias[0]:+.3f} {sigma[0]:.4f}±{sigma[1]:.4f} {outliers[0]:.3f}±{outliers[1]:.3f}"
+
+
+def main_table(found: dict[Key, list[Result]], scenario: str) -> str:
+    """One row an approach: bias, sigma_MAD, outliers by each way from vectors to redshifts."""
+    head = "| " + " | ".join(["approach", "steps", *WAYS]) + " |\n|" + "---|" * (len(WAYS) + 2)
+    lines = [head]
+    for (approach, of), results in found.items():
+        if of == scenario and not approach.startswith("10%") and "images" not in approach:
+            steps = results[0].get("steps", "–")
+            lines.append(f"| {approach} | {steps} | " + " | ".join(_cell(results, way) for way in WAYS) + " |")
+    return "\n".join(lines)
+
+
+def binned_table(found: dict[Key, list[Result]], scenario: str, by: str, approaches: Sequence[tuple[str, str]]) -> str:
+    """The chosen (approach, way) pairs by magnitude or true redshift."""
+    pairs = [pair for pair in approaches if (pair[0], scenario) in found]
+    cells = sorted({c for a, w in pairs for r in found[a, scenario] for c in (r.get(w) or {}).get(by, {})}, key=_first)
+    lines = ["| approach, by | " + " | ".join(cells) + " |", "|" + "---|" * (len(cells) + 1)]
+    for approach, way in pairs:
+        row = [_cell(found[approach, scenario], way, (by, cell)) for cell in cells]
+        lines.append(f"| {approach}, {way} | " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def _first(label: str) -> float:
+    return float(label.split("-")[0])
+
+
+def best(found: dict[Key, list[Result]], scenario: str, ways: Sequence[str], *, but: Sequence[str]) -> tuple[str, str]:
+    """(approach, way) of the smallest mean sigma_MAD."""
+    scores = {
+        (approach, way): over_seeds(results, way, "sigma_mad")[0]
+        for (approach, of), results in found.items()
+        if of == scenario and approach not in but and not approach.startswith("10%") and "images" not in approach
+        for way in ways
+    }
+    known = {key: value for key, value in scores.items() if np.isfinite(value)}
+    return min(known, key=known.__getitem__)
+
+
+PHOTOMETRY = ("photometry", "photometry network")
+BESIDE = ("knn+photometry",)
+
+
+def with_photometry(found: dict[Key, list[Result]], scenario: str) -> tuple[str, str]:
+    """The best image encoder with photometry: beside it, or trained together with it and scored by head or kNN."""
+    beside = best(found, scenario, BESIDE, but=PHOTOMETRY)
+    joint = [a for a, of in found if of == scenario and a.endswith("with photometry")]
+    others = [a for a, of in found if of == scenario and a not in joint]
+    if not joint:
+        return beside
+    together = best(found, scenario, ("head", "knn"), but=others)
+    return min((beside, together), key=lambda pair: over_seeds(found[pair[0], scenario], pair[1], "sigma_mad")[0])
+
+
+def curve(found: dict[Key, list[Result]], sizes: Sequence[int]) -> list[tuple[int, str, str]]:
+    """Redshift quality by the number of images pretrained on: frozen (linear, all labels), fine-tuned on a tenth."""
+    rows = []
+    for size in sizes:
+        last = size == sizes[-1]
+        frozen = found.get(("masked, linear probe" if last else f"{size} images, linear probe", "s0"), [])
+        tuned = found.get(("10%: masked, fine-tuned" if last else f"{size} images, 10%: fine-tuned", "s0"), [])
+        rows.append((size, _cell(frozen, "head"), _cell(tuned, "head")))
+    return rows
+
+
+def plot(found: dict[Key, list[Result]], sizes: Sequence[int], path: Path) -> None:
+    """The curve as a picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, key, way in (
+        ("frozen, linear probe", "frozen", "head"),
+        ("fine-tuned on 10% of labels", "tuned", "head"),
+    ):
+        points = []
+        for size in sizes:
+            last = size == sizes[-1]
+            names = {
+                "frozen": "masked, linear probe" if last else f"{size} images, linear probe",
+                "tuned": "10%: masked, fine-tuned" if last else f"{size} images, 10%: fine-tuned",
+            }
+            points.append(over_seeds(found.get((names[key], "s0"), []), way, "sigma_mad"))
+        axes.errorbar(sizes, [p[0] for p in points], [p[1] for p in points], marker="o", capsize=3, label=label)
+    direct = over_seeds(found.get(("10%: vit, direct", "s0"), []), "head", "sigma_mad")
+    axes.axhline(direct[0], color="grey", linestyle="--", label="no pretraining, 10% of labels")
+    axes.set(
+        xscale="log",
+        xlabel="unlabelled images pretrained on (equal steps)",
+        ylabel=r"$\sigma_{\rm MAD}$ of $\Delta z/(1+z)$",
+    )
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def report(results: Iterable[Result], sizes: Sequence[int]) -> str:
+    """Everything as markdown."""
+    found = grouped(results)
+    parts = ["bias, sigma_MAD ± and outliers ± over seeds; head: the network's own p(z)"]
+    for scenario in ("s0", "s1"):
+        parts += [f"**{scenario}**", main_table(found, scenario)]
+        chosen = [("photometry", "knn"), ("photometry network", "head"), with_photometry(found, scenario)]
+        for by in ("magnitude", "redshift"):
+            parts += [f"{scenario} by {by}", binned_table(found, scenario, by, chosen)]
+    tenth = ["| a tenth of the labels, s0 | head | knn |", "|---|---|---|"]
+    for (approach, _), rows in found.items():
+        if approach.startswith("10%"):
+            tenth.append(f"| {approach[5:]} | {_cell(rows, 'head')} | {_cell(rows, 'knn')} |")
+    line = ["| unlabelled images | frozen, linear probe | fine-tuned on 10% of the labels |", "|---|---|---|"]
+    line += [f"| {size:,} | {a} | {b} |" for size, a, b in curve(found, sizes)]
+    return "\n\n".join([*parts, "\n".join(tenth), "\n".join(line)])
+
+
+def check(results: Iterable[Result]) -> list[str]:
+    """A line for each number of the issue that falls short."""
+    found, faults = grouped(results), []
+    pretrained = over_seeds(found["10%: masked, fine-tuned", "s0"], "head", "sigma_mad")[0]
+    random = over_seeds(found["10%: vit, direct", "s0"], "head", "sigma_mad")[0]
+    if not pretrained < random:
+        faults.append(f"10% of the labels: pretrained sigma_MAD {pretrained:.4f}, random weights {random:.4f}")
+    for scenario in ("s0", "s1"):
+        approach, way = with_photometry(found, scenario)
+        ours = over_seeds(found[approach, scenario], way, "sigma_mad")[0]
+        network = min(over_seeds(found["photometry network", scenario], w, "sigma_mad")[0] for w in ("head", "knn"))
+        if not ours < network:
+            faults.append(f"{scenario}: {approach} ({way}) {ours:.4f}, photometry network {network:.4f}")
+    return faults
