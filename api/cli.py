@@ -41,7 +41,7 @@ def _parent(*, json: bool = True) -> argparse.ArgumentParser:
 def _training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", required=True, help="name of the new encoder: lower case, digits, - and _")
     shape = parser.add_argument_group("the transformer")
-    shape.add_argument("--size", default="tiny", help="tiny, small or base [tiny]")
+    shape.add_argument("--size", help="tiny, small or base [tiny]")
     shape.add_argument("--patch-px", type=int, metavar="PX", help="width of a patch [the size's]")
     run = parser.add_argument_group("the run; it goes on from its checkpoint, and under torchrun or srun is shared")
     run.add_argument("--steps", type=int, metavar="N", help="stop after so many batches")
@@ -122,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="none",
         help="remedy for rare redshifts: logit and capped with bins, the last two with regression [none]",
     )
-    p.add_argument("--width", type=float, default=1.0, help="of a CNN's layers, 1 as published [1]")
+    p.add_argument("--width", type=float, help="of a CNN's layers, 1 as published [1]")
     _training(p)
 
     p = add("embed", "a vector for every source; resumable")
@@ -133,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="an encoder's folder from elsewhere, or a network's from a model hub",
     )
-    p.add_argument("--batch-size", type=int, default=256, metavar="N", help="[256]")
+    p.add_argument("--batch-size", type=int, metavar="N", help="sources a step [what suits encoder and device]")
     p.add_argument("--device", help="[cuda where there is one, else cpu]")
     hub = p.add_argument_group("a published network (DINO, DINOv2, DINOv3, CLIP)")
     hub.add_argument("--input-px", type=int, metavar="PX", help="side that cutouts are resampled to [1.75 cutouts]")

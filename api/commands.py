@@ -105,6 +105,10 @@ def train(arguments: Namespace) -> int:
 
 
 def _trained(folder: Path, report: Report, arguments: Namespace) -> int:
+    from redshelf.models.parallel import find_processes
+
+    if not find_processes().is_first:  # of those that trained together one tells
+        return 0
     name, _, revision = folder.name.rpartition(".")
     summary = {
         "encoder": name,

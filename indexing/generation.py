@@ -32,7 +32,7 @@ class PublishedEncoder(BaseModel):
     kind: str
     dim: int
     needs: list[str]
-    weights: str  # where they come from: the published name and sha256, what was trained on, or random
+    weights: str = "unknown"  # where they come from: the published name and sha256, what was trained on, or random
 
 
 class PublishedEstimators(BaseModel):

@@ -27,7 +27,7 @@ from redshelf.models.photometry import Scaling
 from redshelf.models.training import Objective
 from redshelf.models.vit import MultiBandViT
 
-COLOUR_WEIGHT = 1.0
+COLOUR_WEIGHT = 5.0
 REDSHIFT_WEIGHT = 0.1  # of cross-entropy and CRPS, which together start near 7
 
 

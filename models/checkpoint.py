@@ -97,6 +97,19 @@ def provenance(folder: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json in `folder` says: kind, name, revision, config, needs. `BadInput` where it is damaged."""
+    path = folder / "config.json"
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise BadInput(f"{path} is no whole JSON document ({error}): restore it, or train again") from error
+    lacks = [key for key in ("kind", "name", "revision", "config") if key not in document]
+    if lacks:
+        raise BadInput(f"{path} lacks {lacks[0]!r}: expected an encoder written by redshelf")
+    return {**document, "needs": document.get("needs") or sorted(encoder_class(document["kind"]).needs)}
+
+
 def load(folder: Path) -> StoredEncoder:
     """The encoder stored in `folder`, on the CPU.
 
@@ -107,7 +120,7 @@ def load(folder: Path) -> StoredEncoder:
     for needed in ("config.json", "weights.safetensors"):
         if not (folder / needed).is_file():
             raise BadInput(f"{folder}: no {needed}; expected an encoder written by redshelf")
-    document = json.loads((folder / "config.json").read_text())
+    document = read_config(folder)
     blob = (folder / "weights.safetensors").read_bytes()
     found = revision_of(document["kind"], document["config"], blob)
     if found != document["revision"]:

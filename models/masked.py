@@ -1,9 +1,8 @@
 """Self-supervised pretraining by masking (He et al. 2022; groups as in SatMAE, whole bands as in ChA-MAEViT).
 
 Half of the steps hide most patches of every group, all of them hide whole bands: predicting a hidden band is predicting
-a point of the spectrum. The loss is in units of the pixel's noise, so sky counts one and signal what it is worth. A
-linear head regresses colours and magnitude from the pooled embedding besides, because a reconstruction alone leaves
-flux and colour to few of its directions.
+a point of the spectrum. The loss is in units of the pixel's noise, so sky counts one and signal what it is worth. The
+auxiliary heads read the pooled embedding of what was left to see.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from redshelf.models.vit import SOFTENING, Block, MultiBandViT
 KEEP = 0.25  # of the patches of a group, in the steps that hide patches
 MODEL_FLOOR = 0.1  # asinh units: a prediction is not asked to be better than 10% of a bright pixel
 ROBUST_SIGMA = 5.0  # residuals beyond pull linearly: one saturated star is not the whole batch
+AUXILIARY_WEIGHT = 4.0  # a reconstruction is a loss of 4 where colours are 0.3, and would have all the gradient
 DECODER_DIM, DECODER_HEADS = 128, 4
 
 
@@ -42,8 +42,8 @@ class MaskedAutoencoder(Pretext):
         self.decoder = Block(DECODER_DIM, DECODER_HEADS)
         self.decoder_norm = nn.LayerNorm(DECODER_DIM)
         self.heads = nn.ModuleList(nn.Linear(DECODER_DIM, len(group) * patch_area) for group in encoder.groups)
-        recipe = {"keep": KEEP, "hide_bands": HIDE_BANDS, "floor": MODEL_FLOOR, "auxiliary": heads.config}
-        self.config = {"objective": "masked", "encoder": encoder.config, **recipe}
+        recipe = {"keep": KEEP, "hide_bands": HIDE_BANDS, "floor": MODEL_FLOOR, "auxiliary_weight": AUXILIARY_WEIGHT}
+        self.config = {"objective": "masked", "encoder": encoder.config, "auxiliary": heads.config, **recipe}
 
     def trained(self) -> MultiBandViT:
         return self.encoder
@@ -65,7 +65,7 @@ class MaskedAutoencoder(Pretext):
         places = self.encoder.centre.expand(seen.shape[0], seen.shape[1], -1)
         embedding = self.encoder.pooled(seen, seen_alive, places if kept is None else places.gather(2, kept))
         rest, parts = self.auxiliary.losses(embedding, batch.select(usable), indices[usable])
-        return reconstruction + rest, {"reconstruction": reconstruction, **parts}
+        return reconstruction + AUXILIARY_WEIGHT * rest, {"reconstruction": reconstruction, **parts}
 
     def _encode(self, tokens: Tensor, alive: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
         """Only the kept patches (N, G, K) go through the encoder. Returns tokens (N, G, K, dim), alive (N, G, K)."""

@@ -129,6 +129,18 @@ class Processes:
         self.all_max(0.0)
 
 
+def usable_device(name: str | None) -> str:
+    """`name`, or "cuda" where there is one and else "cpu"; `BadInput` for a device that torch does not have here."""
+    import torch
+
+    wanted = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"device {wanted!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return wanted
+
+
 def first_host(nodes: str) -> str:
     """The first host of a SLURM node list such as `r7i2n[03-05,8],r8i0n1`."""
     first = re.split(r",(?![^\[]*\])", nodes, maxsplit=1)[0]

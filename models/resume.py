@@ -101,13 +101,16 @@ class Checkpoint:
 
     def _compare(self, stored: dict[str, Any], state: State) -> None:
         ours = json.loads(json.dumps(self.plan))
-        for key, done in LENGTHS.items():
-            asked = ours.pop(key)
-            if stored.pop(key, None) != asked and asked is not None and asked < getattr(state, done):
-                raise Conflict(f"{self.path} has {getattr(state, done):g} {key} behind it, this run has {key}={asked}")
+        lengths = [(key, done, ours.pop(key), stored.pop(key, None)) for key, done in LENGTHS.items()]
+        remedy = "ask for the same again, take another name, or remove it to start anew"
         if found := _difference(stored, ours):
             key, old, new = found
-            raise Conflict(f"{self.path} belongs to a run with {key}={old}, this one has {new}")
+            raise Conflict(f"{self.path} belongs to a run with {key}={old}, this one has {new}: {remedy}")
+        for key, done, asked, had in lengths:
+            if had != asked and asked is not None and asked < getattr(state, done):
+                raise Conflict(
+                    f"{self.path} has {getattr(state, done):g} {key} behind it, this run has {key}={asked}: {remedy}"
+                )
 
 
 def _difference(stored: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any] | None:

@@ -8,6 +8,7 @@ A tenth of the labels is held out, and the weights that do best on it are kept.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,7 @@ from redshelf.models.training import Fetch, Report, Sampler, seeded, train
 Mode = Literal["direct", "probe", "finetune", "contrastive"]
 
 STEPS = 1500  # the best of 500, 1500, 4000 for photometry on zCOSMOS with 2,400 labels
+FIRST_STEPS, FIRST_SHARE = 1000, 0.25  # of body and head before the image encoder moves; share of a given time
 HEAD_STEPS, HEAD_RATE = 300, 0.2  # of the head alone on the capped subset; factor on the learning rate
 CORE = 0.68  # share of the held-out residuals that a regression's scatter covers
 
@@ -107,9 +109,11 @@ def specialise(
     (N,): loss weights, None for equal. `magnitude` (N,): brightness, for the cells of imbalance "capped".
 
     Mode "direct" trains everything at one rate, from the weights that `backbone` has (fresh ones, for training from
-    scratch); "finetune" trains the image encoder at `backbone_rate` times `lr`; "probe" leaves it alone, and is linear
-    without photometry; "contrastive" is `models/clap.py`. None takes the mode's `RECIPES`, and `STEPS` where no time is
-    given. `loop` goes to `training.train`; body and head on a trunk that stays are float32 in any case.
+    scratch); "finetune" trains the image encoder at `backbone_rate` times `lr`; both train body and head alone first
+    (Kumar et al. 2022), and fall back on that where what follows does no better. "probe" leaves the image encoder
+    alone, and is linear without photometry; "contrastive" is `models/clap.py`. None takes the mode's `RECIPES`, and
+    `STEPS` where no time is given. `loop` goes to `training.train`; body and head on a trunk that stays are float32 in
+    any case.
 
     Raises `BadInput` for labels, weights or a combination that cannot be trained, before any work, and as
     `training.train`.
@@ -122,8 +126,8 @@ def specialise(
     target = Target.for_labels(labels.z)
     recipe = RECIPES["photometry" if backbone is None else mode]
     recipe = Recipe(
-        batch_size or recipe.batch_size,
-        lr or recipe.lr,
+        recipe.batch_size if batch_size is None else batch_size,
+        recipe.lr if lr is None else lr,
         recipe.backbone_rate if backbone_rate is None else backbone_rate,
     )
     frozen = backbone is None or mode == "probe"
@@ -151,22 +155,32 @@ def specialise(
     if frozen:
         loop["precision"] = "float32"
     options = {"seed": seed, "device": device, "checkpoint": checkpoint, **loop}
+    first, before, kept = None, math.inf, dict[str, torch.Tensor]()
+    if mode in ("direct", "finetune") and not frozen:
+        seconds = None if max_seconds is None else FIRST_SHARE * max_seconds
+        first = _body_first(shown, criterion, config, world=world, max_seconds=seconds, options=options)
+        max_seconds = None if max_seconds is None else (1 - FIRST_SHARE) * max_seconds
+        before, kept = shown.score(criterion), {k: v.clone() for k, v in encoder.state_dict().items()}
     report = train(
         objective,
         shown.batch,
         Sampler(len(shown.kept), recipe.batch_size, seed),
-        steps=steps or (None if max_seconds else STEPS),
+        steps=STEPS if steps is None and max_seconds is None else steps,
         max_seconds=max_seconds,
         lr=recipe.lr,
         validate=lambda: shown.score(criterion),
         **options,
     )
+    if first is not None and not shown.score(criterion) < before:
+        encoder.load_state_dict(kept)
     prior = implied_prior(prior, imbalance)
     if imbalance == "capped":
         after = None if checkpoint is None else checkpoint.with_suffix(f".head-{report.steps}.safetensors")
         options |= {"checkpoint": after, "precision": "float32", "micro_batches": 1, "tensorboard": None}
         prior, head = _balance_head(shown, brightness, prior, config, recipe, world=world, options=options)
         report = replace(report, steps=report.steps + head.steps, seconds=report.seconds + head.seconds)
+    if first is not None:
+        report = replace(report, steps=report.steps + first.steps, seconds=report.seconds + first.seconds)
     return _finished(encoder, shown, prior), report
 
 
@@ -185,6 +199,40 @@ def _objective(
     rates = [(list(encoder.backbone.parameters()), rate)]
     kind = Clap if mode == "contrastive" else OnImages
     return kind(encoder, labels, criterion, config, rates=rates)
+
+
+def _body_first(
+    shown: Shown,
+    criterion: Criterion,
+    config: dict[str, Any],
+    *,
+    world: int,
+    max_seconds: float | None,
+    options: dict[str, Any],
+) -> Report:
+    """Train body and head on the features that the image encoder has; what happened.
+
+    A few steps of a whole network would not teach a fresh head what photometry alone gives for nothing.
+    """
+    encoder, recipe, path = shown.encoder, RECIPES["probe"], options["checkpoint"]
+    positions, inputs = shown.inputs_of(shown.kept)
+    labels = shown.labels.take(positions)
+    beside = None if path is None else path.with_suffix(".first.safetensors")
+    return train(
+        OnInputs(nn.Sequential(encoder.body, encoder.head), inputs, labels, criterion, {**config, "stage": "first"}),
+        nothing,
+        Sampler(len(labels), _shared(recipe.batch_size, len(labels), world), options["seed"]),
+        steps=FIRST_STEPS,
+        max_seconds=max_seconds,
+        lr=recipe.lr,
+        validate=lambda: shown.score(criterion),
+        **{**options, "checkpoint": beside, "precision": "float32", "micro_batches": 1, "tensorboard": None},
+    )
+
+
+def _shared(batch_size: int, sources: int, world: int) -> int:
+    """A batch of no more than there are sources that `world` processes can share."""
+    return max(world, min(batch_size, sources) // world * world)
 
 
 def _balance_head(
@@ -215,7 +263,7 @@ def _balance_head(
     report = train(
         OnInputs(encoder.head, latent, labels, criterion, {**config, "stage": "head"}),
         nothing,
-        Sampler(len(labels), max(world, min(recipe.batch_size, len(labels)) // world * world), options["seed"]),
+        Sampler(len(labels), _shared(recipe.batch_size, len(labels), world), options["seed"]),
         steps=HEAD_STEPS,
         lr=HEAD_RATE * recipe.lr,
         validate=lambda: shown.score(criterion, ratio),

@@ -244,8 +244,8 @@ def view(batch: Batch, instrument: Instrument, *, loss_mag: Tensor | None = None
     if loss_mag is not None:
         factor, batch = factor * 10 ** (-0.4 * loss_mag[:, None]), dimmed_fluxes(batch, loss_mag)
     batch = noisier(scaled(batch, factor), factor, 10 ** (0.4 * DEPTH_LOSS_MAG * some(n, bands)))
-    batch = oriented(batch, torch.randint(8, (n,), device=device))
-    batch = holed(shifted(batch, torch.randint(-SHIFT_PX, SHIFT_PX + 1, (n, 2), device=device)))
+    batch = holed(oriented(batch, torch.randint(8, (n,), device=device)))
+    batch = shifted(batch, torch.randint(-SHIFT_PX, SHIFT_PX + 1, (n, 2), device=device))
     return forgetful(hidden(batch, some_bands(observed(batch))))
 
 

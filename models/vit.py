@@ -84,6 +84,17 @@ def _asinh(x: Tensor) -> Tensor:
     return (size * size).add_(1).sqrt_().add_(size).log_().copysign_(x)
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+    """Of (N, heads, T, d); `key_mask`: (N, 1, 1, T) bool, False keys are not attended to."""
+    if q.is_cpu and q.requires_grad:  # the CPU's fused backward takes four times as long in bfloat16
+        score = (q * q.shape[-1] ** -0.5) @ k.mT
+        if key_mask is not None:
+            score = score.masked_fill(~key_mask, -torch.inf)
+        out: Tensor = score.softmax(dim=-1).to(v.dtype) @ v
+        return out
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP."""
 
@@ -98,7 +109,7 @@ class Block(nn.Module):
         """x: (N, T, dim); `key_mask`: (N, 1, 1, T) bool, False keys are not attended to."""
         n, t, d = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)  # (N, heads, T, d)
+        y = attention(q, k, v, key_mask)  # (N, heads, T, d)
         x = x + self.proj(y.transpose(1, 2).reshape(n, t, d))
         return cast(Tensor, x + self.down(F.gelu(self.up(self.norm2(x)))))
 

@@ -15,6 +15,7 @@ from redshelf.indexing.embed import embed_all
 from redshelf.indexing.layout import Layout
 from redshelf.models import checkpoint
 from redshelf.models.errors import BadInput, Conflict
+from redshelf.models.parallel import usable_device
 
 if TYPE_CHECKING:
     from redshelf.models.backbone import Backbone
@@ -56,8 +57,14 @@ class Pretrained:
     sha256: str | None = None
     random_seed: int | None = None
 
+    def __post_init__(self) -> None:
+        for option, least in (("input_px", 1), ("pca", 1), ("random_seed", 0)):
+            value = getattr(self, option)
+            if value is not None and not least <= value < 2**63:
+                raise BadInput(f"{option}={value}: expected {least} or more")
 
-def published_encoder(layout: Layout, name: str, folder: Path, options: Pretrained) -> Path:
+
+def published_encoder(layout: Layout, name: str, folder: Path, options: Pretrained, *, device: str = "cpu") -> Path:
     """Make the encoder `name` of the network published in `folder` and store it on the shelf; returns its folder."""
     from redshelf.models.foundation import load_pretrained
 
@@ -76,32 +83,30 @@ def published_encoder(layout: Layout, name: str, folder: Path, options: Pretrain
         random_seed=options.random_seed,
     )
     if options.pca is not None or options.photometry:
-        encoder = encoder.to(default_device())
+        encoder = encoder.to(device)
         scaling = fit_photometry(layout).scaling if options.photometry else None
-        encoder = encoder.fitted(_sample(layout, encoder), pca_dim=options.pca, photometry=scaling).cpu()
+        encoder = encoder.fitted(_sample(layout, encoder, device), pca_dim=options.pca, photometry=scaling).cpu()
     return checkpoint.save(encoder, layout.models, provenance={"weights": encoder.provenance, "folder": str(folder)})
 
 
-def _sample(layout: Layout, encoder: Backbone) -> Iterator[Batch]:
-    """A random sample of the sources that the encoder can see, in batches on the encoder's device."""
+def _sample(layout: Layout, encoder: Backbone, device: str) -> Iterator[Batch]:
+    """A random sample of the sources that the encoder can see, in batches on `device`."""
     from redshelf.models.backbone import visible
 
     reader = Reader(layout, layout.read_info(), bands=encoder.bands, needs=encoder.needs | {"fluxes"})
     rows = np.sort(np.random.default_rng(0).permutation(reader.rows)[:PCA_ROWS])
     for start in range(0, len(rows), 256):
         batch = reader.read(rows[start : start + 256])
-        yield batch.select(visible(batch)).to(default_device())
-
-
-def default_device() -> str:
-    """ "cuda" where there is one, else "cpu"."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+        yield batch.select(visible(batch)).to(device)
 
 
 def find_encoder(
-    layout: Layout, name: str, *, weights: Path | None = None, options: Pretrained = Pretrained()
+    layout: Layout,
+    name: str,
+    *,
+    weights: Path | None = None,
+    options: Pretrained = Pretrained(),
+    device: str = "cpu",
 ) -> StoredEncoder:
     """The encoder called `name`: from the folder `weights`, else the newest of that name on the shelf.
 
@@ -113,11 +118,15 @@ def find_encoder(
             raise BadInput("options of a published network go with the folder of its weights: name it")
         if name == "photometry" and name not in layout.encoders():
             return checkpoint.load(_photometry_folder(layout))
-        return checkpoint.load(layout.model(name, layout.newest(name)))
+        found = checkpoint.load(layout.model(name, layout.newest(name)))
+        if found.name != name:
+            raise BadInput(f"{layout.model(name, found.revision)} holds encoder {found.name!r}: its folder was renamed")
+        return found
     if not weights.is_dir():
-        raise BadInput(f"weights {weights}: no such folder")
+        what = "is a file, and expected is the folder that it lies in" if weights.exists() else "no such folder"
+        raise BadInput(f"weights {weights}: {what}")
     if not (weights / "provenance.json").is_file():
-        folder = published_encoder(layout, name, weights, options)
+        folder = published_encoder(layout, name, weights, options, device=device)
         encoder = checkpoint.load(folder)
     else:
         if options != Pretrained():
@@ -138,15 +147,18 @@ def embed(
     encoder: str,
     weights: Path | None = None,
     options: Pretrained = Pretrained(),
-    batch_size: int = 256,
+    batch_size: int | None = None,
     device: str | None = None,
     progress: bool = False,
 ) -> tuple[str, int]:
     """Embed every source of the shelf; returns the revision and the rows of the embedding."""
     layout = Layout(root)
     layout.read_info()
-    found = find_encoder(layout, encoder, weights=weights, options=options)
-    rows = embed_all(layout, found, batch_size=batch_size, device=device or default_device(), progress=progress)
+    if batch_size is not None and batch_size < 1:
+        raise BadInput(f"batch_size={batch_size}: expected 1 or more")
+    place = usable_device(device)
+    found = find_encoder(layout, encoder, weights=weights, options=options, device=place)
+    rows = embed_all(layout, found, batch_size=batch_size, device=place, progress=progress)
     return found.revision, rows
 
 

@@ -37,7 +37,7 @@ def _published_encoders(layout: Layout) -> list[PublishedEncoder]:
         indexed = [r for r in revisions if (layout.index(name, r) / ann.MANIFEST).is_file()]
         if not indexed:
             continue
-        config = read_json(layout.model(name, indexed[-1]) / "config.json")
+        config = checkpoint.read_config(layout.model(name, indexed[-1]))
         facts = ann.read_manifest(layout.index(name, indexed[-1]))
         if facts["rows"] != store.count_rows(layout.sources):
             raise Conflict(
@@ -62,10 +62,12 @@ def weights_of(provenance: dict[str, Any]) -> str:
         return f"{provenance['mode']} on {provenance['labels']} labels of {provenance['survey']}, from " + weights_of(
             provenance["from_provenance"]
         )
-    if "labels" in provenance:
-        return f"trained on {provenance['labels']} labels of {provenance['survey']}"
+    if provenance.get("model"):
+        return f"{provenance['model']} trained on {provenance['labels']} labels of {provenance['survey']}"
     if "objective" in provenance:
-        return f"{provenance['objective']} pretraining on {provenance['sources']} sources of {provenance['survey']}"
+        labels = f" and {n} redshifts" if (n := provenance.get("with_redshifts")) else ""
+        what = f"{provenance['objective']} pretraining on {provenance['sources']} sources{labels}"
+        return f"{what} of {provenance['survey']}"
     return f"fitted on {provenance['fitted_on']}" if "fitted_on" in provenance else "unknown"
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +19,12 @@ import numpy.typing as npt
 
 from redshelf.indexing import store
 from redshelf.indexing.batches import Reader, in_memory
+from redshelf.indexing.files import alone
 from redshelf.indexing.layout import Layout, ShelfInfo
-from redshelf.models import checkpoint
-from redshelf.models.bands import flux_to_ab, reference_band
+from redshelf.models import checkpoint, parallel
+from redshelf.models.bands import State, flux_to_ab, reference_band
 from redshelf.models.encoder import StoredEncoder
-from redshelf.models.errors import BadInput, nearest
+from redshelf.models.errors import BadInput, Conflict, nearest
 from redshelf.service.fit import GalaxyLabels, read_labels
 from redshelf.service.plots import training_plot
 
@@ -29,8 +32,10 @@ if TYPE_CHECKING:
     from redshelf.models.backbone import Backbone
     from redshelf.models.photometry import Scaling
     from redshelf.models.training import Report
+    from redshelf.models.vit import Size
 
 SMALLEST = 64  # sources to pretrain on
+RESERVED = ("photometry",)
 MODELS = ("network", "vit", "cnn", "multimodal-cnn")
 PIXELS, FLUXES = frozenset({"pixels"}), frozenset({"fluxes"})
 
@@ -51,10 +56,21 @@ class Run:
     device: str | None = None
     progress: bool = False
 
-    def options(self) -> dict[str, Any]:
-        """The arguments of `models.training.train` that were chosen."""
-        import torch
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "batch_size": 1, "micro_batches": 1, "seed": 0}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and not smallest <= value < 2**63:
+                raise BadInput(f"{name}={value}: expected {smallest} or more")
+        for name in ("max_seconds", "checkpoint_seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise BadInput(f"{name}={value}: expected more than 0")
+        if self.batch_size is not None and self.batch_size % self.micro_batches:
+            raise BadInput(f"micro_batches={self.micro_batches}: expected a divisor of batch_size={self.batch_size}")
 
+    def options(self) -> dict[str, Any]:
+        """The arguments of `models.training.train` that were chosen. `BadInput` for a device that is not here."""
         given = {
             "steps": self.steps,
             "max_seconds": self.max_seconds,
@@ -67,7 +83,7 @@ class Run:
             "compile": self.compile,
             "tensorboard": self.tensorboard,
             "checkpoint_seconds": self.checkpoint_seconds,
-            "device": self.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            "device": parallel.usable_device(self.device),
             "progress": self.progress,
         }
 
@@ -84,7 +100,7 @@ def pretrain(
     *,
     name: str,
     objective: str = "masked",
-    size: str = "tiny",
+    size: str | None = None,
     patch_px: int | None = None,
     with_redshifts: bool = False,
     run: Run = Run(),
@@ -99,6 +115,7 @@ def pretrain(
     from redshelf.models.training import flat_weights
 
     layout, info = _shelf(root, name)
+    options = run.options()
     reader = Reader(layout, info, bands=info.band_names, needs=PIXELS)
     if reader.rows < SMALLEST:
         raise BadInput(f"{root} has {reader.rows} sources: pretraining needs at least {SMALLEST}")
@@ -108,24 +125,27 @@ def pretrain(
         redshift = np.full(reader.rows, np.nan)
         redshift[labels.rows] = labels.z
         redshift = redshift if with_redshifts or len(labels.rows) >= FEWEST else None
-    encoder, report = train(
-        in_memory(reader),
-        reader.rows,
-        objective=objective,
-        bands=info.bands,
-        cutout_px=info.cutout_px,
-        name=name,
-        size=size,
-        patch_px=patch_px,
-        weights=flat_weights(reference_magnitude(layout, info)),
-        redshift=redshift,
-        redshift_loss=with_redshifts,
-        pixel_scale_arcsec=info.pixel_scale_arcsec,
-        checkpoint=_checkpoint(layout, name),
-        **run.options(),
-    )
-    told = {"objective": objective, "with_redshifts": with_redshifts, "sources": reader.rows}
-    return _keep(layout, encoder, report, told | {"seed": run.seed}), report
+    weights = flat_weights(reference_magnitude(layout, info)) * _seen(layout)  # one without any band teaches nothing
+    with _folder(layout, name) as checkpoint_path:
+        encoder, report = train(
+            in_memory(reader),
+            reader.rows,
+            objective=objective,
+            bands=info.bands,
+            cutout_px=info.cutout_px,
+            name=name,
+            size=size or "tiny",
+            patch_px=patch_px,
+            weights=weights,
+            redshift=redshift,
+            redshift_loss=with_redshifts,
+            pixel_scale_arcsec=info.pixel_scale_arcsec,
+            checkpoint=checkpoint_path,
+            **options,
+        )
+        told = {"objective": objective, "sources": reader.rows}
+        told["with_redshifts"] = int(np.isfinite(redshift).sum()) if with_redshifts and redshift is not None else 0
+        return _keep(layout, encoder, report, told, run), report
 
 
 def train(
@@ -138,9 +158,9 @@ def train(
     photometry: bool = False,
     loss: str = "bins",
     imbalance: str = "none",
-    size: str = "tiny",
+    size: str | None = None,
     patch_px: int | None = None,
-    width: float = 1.0,
+    width: float | None = None,
     run: Run = Run(),
 ) -> tuple[Path, Report]:
     """Train a redshift network on the labelled galaxies; its latent becomes the encoder `name`.
@@ -150,51 +170,72 @@ def train(
     are of a vit, `width` of a CNN. Returns the folder of the encoder and what happened.
     """
     from redshelf.models.specialise import check_combination, specialise
+    from redshelf.models.vit import sized
 
     if (model is None) == (start is None):
         raise BadInput(f"model={model}, start={start}: expected one of the two")
     if model is not None and mode is not None:
         raise BadInput(f"mode {mode!r} is for an encoder to start from, not for a new {model}")
+    given = {"size": size, "patch_px": patch_px, "width": width, "photometry": photometry or None}
+    meant = {"vit": ("size", "patch_px", "photometry"), "network": (), None: ("photometry",)}
+    for option, value in given.items():
+        if value is not None and option not in meant.get(model, ("width", "photometry")):
+            raise BadInput(
+                f"{option}={value} means nothing for {f'model {model!r}' if model else f'a start from {start!r}'}"
+            )
     layout, info = _shelf(root, name)
-    backbone = _started(layout, start) if start else _fresh(model or "", info, size, patch_px, width, run.seed)
+    options = run.options()
+    shape = sized(size or "tiny", patch_px=patch_px)
+    backbone = _started(layout, start) if start else _fresh(model or "", info, shape, width or 1.0, run.seed)
     chosen: Any = "direct" if start is None else mode or "finetune"
     labels = read_labels(layout)
-    bands = info.band_names if backbone is None else backbone.bands
-    needs = (PIXELS if backbone is not None else frozenset()) | (
-        FLUXES if photometry or backbone is None else frozenset()
-    )
-    reader = Reader(layout, info, bands=bands, needs=needs)
-    scaling = _scaling(reader, info, labels) if "fluxes" in needs else None
+    needs = frozenset[str]() if backbone is None else backbone.needs
+    needs |= FLUXES if photometry or backbone is None else frozenset()
+    if "pixels" in needs:  # a label without any band has nothing to be learnt from
+        seen = _seen(layout)[labels.rows]
+        labels = GalaxyLabels(labels.rows[seen], labels.z[seen])
+    reader = Reader(layout, info, bands=info.band_names if backbone is None else backbone.bands, needs=needs)
+    scaling = _scaling(reader, info, labels) if photometry or backbone is None else None
     check_combination(backbone, scaling, mode=chosen, loss=loss, imbalance=imbalance)
-    encoder, report = specialise(
-        in_memory(reader, rows=labels.rows),
-        labels.z,
-        backbone=backbone,
-        photometry=scaling,
-        mode=chosen,
-        loss=loss,  # type: ignore[arg-type]
-        imbalance=imbalance,  # type: ignore[arg-type]
-        magnitude=reference_magnitude(layout, info)[labels.rows],
-        name=name,
-        checkpoint=_checkpoint(layout, name),
-        **run.options(),
-    )
     origin = checkpoint.provenance(layout.model(start, layout.newest(start))) if start else None
-    told = {"objective": "redshift", "from": start, "from_provenance": origin, "mode": chosen, "imbalance": imbalance}
-    return _keep(layout, encoder, report, told | {"labels": len(labels.z), "seed": run.seed}), report
+    with _folder(layout, name) as checkpoint_path:
+        encoder, report = specialise(
+            in_memory(reader, rows=labels.rows),
+            labels.z,
+            backbone=backbone,
+            photometry=scaling,
+            mode=chosen,
+            loss=loss,  # type: ignore[arg-type]
+            imbalance=imbalance,  # type: ignore[arg-type]
+            magnitude=reference_magnitude(layout, info)[labels.rows],
+            name=name,
+            checkpoint=checkpoint_path,
+            **options,
+        )
+        told = {"objective": "redshift", "model": model, "from": start, "from_provenance": origin, "mode": chosen}
+        told |= {"photometry": scaling is not None, "loss": loss, "imbalance": imbalance, "labels": len(labels.z)}
+        return _keep(layout, encoder, report, told, run), report
 
 
 def _shelf(root: Path, name: str) -> tuple[Layout, ShelfInfo]:
     checkpoint.check_name(name)
+    if name in RESERVED:
+        raise BadInput(f"encoder name {name!r} is taken by the encoder that needs no training: take another")
     layout = Layout(root)
     return layout, layout.read_info()
 
 
-def _fresh(model: str, info: ShelfInfo, size: str, patch_px: int | None, width: float, seed: int) -> Backbone | None:
+def _seen(layout: Layout) -> npt.NDArray[np.bool_]:
+    """Which sources have a cutout in any band, (N,)."""
+    states = store.open_table(layout.cutouts).to_table(columns=["state"])["state"]
+    return np.asarray((store.list_values(states) != State.NOT_OBSERVED).any(axis=1))
+
+
+def _fresh(model: str, info: ShelfInfo, shape: Size, width: float, seed: int) -> Backbone | None:
     """An image encoder with random weights; None for the network, which has none."""
     from redshelf.models.cnn import InceptionCNN, MultimodalCNN, default_streams
     from redshelf.models.training import seeded
-    from redshelf.models.vit import MultiBandViT, default_groups, sized
+    from redshelf.models.vit import MultiBandViT, default_groups
 
     names, wavelengths = info.band_names, [band.wavelength_nm for band in info.bands]
 
@@ -205,7 +246,6 @@ def _fresh(model: str, info: ShelfInfo, size: str, patch_px: int | None, width: 
         raise BadInput(f"model {model!r} cannot be trained; {nearest(model, MODELS)}")
     with seeded(seed):
         if model == "vit":
-            shape = sized(size, patch_px=patch_px)
             return MultiBandViT(names, groups=named(default_groups(wavelengths)), cutout_px=info.cutout_px, size=shape)
         if model == "cnn":
             return InceptionCNN(names, cutout_px=info.cutout_px, width=width)
@@ -231,24 +271,36 @@ def _scaling(reader: Reader, info: ShelfInfo, labels: GalaxyLabels) -> Scaling:
     return fit_scaling(measured.flux_ujy, measured.flux_error_ujy, measured.state, bands=bands)
 
 
-def _checkpoint(layout: Layout, name: str) -> Path:
-    folder = layout.work(f"train.{name}")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / "checkpoint.safetensors"
+@contextmanager
+def _folder(layout: Layout, name: str) -> Iterator[Path]:
+    """The checkpoint of the training called `name`, which nobody else has in hand meanwhile."""
+    first = parallel.find_processes().is_first
+    lock = alone(layout.work(f"train.{name}.lock"), f"another run is training {name!r} on {layout.root}")
+    with lock if first else nullcontext():
+        folder = layout.work(f"train.{name}")
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder / "checkpoint.safetensors"
 
 
-def _keep(layout: Layout, encoder: StoredEncoder, report: Report, provenance: dict[str, Any]) -> Path:
+def _keep(layout: Layout, encoder: StoredEncoder, report: Report, told: dict[str, Any], run: Run) -> Path:
     """Store the encoder with its log and its curves, then drop the checkpoint: from now on it would only resume a
-    finished run. Of several processes only the first one writes."""
-    from redshelf.models import parallel
+    finished run. Of several processes only the first one writes. `Conflict` for one that was here before a newer."""
+    from redshelf.models.resume import made_by
 
-    told = {"steps": report.steps, "seconds": round(report.seconds, 1), "survey": layout.read_info().survey}
     kept = layout.models / f"{encoder.name}.{encoder.revision}"
     processes = parallel.start("cpu")
     if processes.is_first:
         log = "".join(json.dumps(row) + "\n" for row in report.rows).encode()
         beside = {"training.jsonl": log, "training.png": training_plot(report.rows)}
-        kept = checkpoint.save(encoder, layout.models, provenance={**provenance, **told}, beside=beside)
+        asked = {f.name: getattr(run, f.name) for f in fields(run) if f.name not in ("tensorboard", "progress")}
+        provenance = {**told, "seed": run.seed, "run": asked, "made_by": made_by(), "steps": report.steps}
+        provenance |= {"seconds": round(report.seconds, 1), "survey": layout.read_info().survey}
+        kept = checkpoint.save(encoder, layout.models, provenance=provenance, beside=beside)
         shutil.rmtree(layout.work(f"train.{encoder.name}"))
+        if layout.newest(encoder.name) != encoder.revision:
+            raise Conflict(
+                f"{encoder.name}.{encoder.revision} was on this shelf already, and {layout.newest(encoder.name)} is "
+                "newer: embed takes that one"
+            )
     processes.wait()
     return kept

@@ -1,4 +1,4 @@
-"""indexing/embed.py with an encoder whose every answer a test can compute."""
+"""indexing/embed.py and vectors.py with an encoder whose every answer a test can compute."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ from redshelf.indexing import embed as bulk
 from redshelf.indexing import store
 from redshelf.indexing.batches import Reader
 from redshelf.indexing.layout import Layout
+from redshelf.indexing.vectors import ahead, vectors
 from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput
 
 N = 60
 
 
-class Sums:
+class Sums(torch.nn.Module):
     """Sum of each band's good pixels, exact in float16, and what the batches were."""
 
     name, revision, needs = "sums", "1", frozenset({"pixels"})
     bands, dim = ("z", "g", "i"), 3
 
     def __init__(self) -> None:
+        super().__init__()
         self.sizes: list[int] = []
 
     def embed(self, batch: Batch) -> Tensor:
@@ -51,6 +53,15 @@ class Failing(Sums):
     def embed(self, batch: Batch) -> Tensor:
         found = super().embed(batch)
         return self.how(found) if len(self.sizes) == self.at + 1 else found
+
+
+class PlainSums:
+    """The same without torch's machinery, which is asked by several threads."""
+
+    name, revision, needs, bands, dim = "plain", "1", Sums.needs, Sums.bands, Sums.dim
+
+    def embed(self, batch: Batch) -> Tensor:
+        return Sums().embed(batch)
 
 
 @pytest.fixture
@@ -75,6 +86,11 @@ def test_every_source_has_the_vector_of_its_own_pixels(shelf: SmallShelf) -> Non
     found = embedded(shelf.layout, Sums)
     assert found.dtype == np.float16
     np.testing.assert_array_equal(found, expected(shelf))
+
+
+def test_an_encoder_that_is_no_module_gives_the_same(shelf: SmallShelf) -> None:
+    assert bulk.embed_all(shelf.layout, PlainSums(), batch_size=3, part_rows=25) == N
+    np.testing.assert_array_equal(embedded(shelf.layout, PlainSums), expected(shelf))
 
 
 @pytest.mark.parametrize(("batch_size", "part_rows"), [(1, 7), (4, 4), (7, 50), (64, 60), (5, 1000)])
@@ -204,7 +220,7 @@ def test_jobs_ahead_come_in_order_and_are_no_more_than_asked_for() -> None:
             begun.append(k)
             yield partial(job, k)
 
-    results = bulk.ahead(jobs(), threads=3, depth=4)
+    results = ahead(jobs(), threads=3, depth=4)
     assert next(results) == 0
     assert begun == [0, 1, 2, 3, 4]
     assert list(results) == list(range(1, 20))
@@ -213,7 +229,7 @@ def test_jobs_ahead_come_in_order_and_are_no_more_than_asked_for() -> None:
 
 def test_closing_gives_up_the_jobs_that_have_not_begun() -> None:
     done: list[int] = []
-    results = bulk.ahead((partial(done.append, k) for k in range(1000)), depth=3)
+    results = ahead((partial(done.append, k) for k in range(1000)), depth=3)
     next(results)
     results.close()
     assert len(done) <= 4
@@ -222,7 +238,7 @@ def test_closing_gives_up_the_jobs_that_have_not_begun() -> None:
 
 def test_an_error_comes_in_its_turn() -> None:
     jobs = [lambda: 1, lambda: 1 // 0, lambda: 3]
-    results = bulk.ahead(jobs)
+    results = ahead(jobs)
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)
@@ -245,7 +261,7 @@ def test_a_gpu_gives_the_vectors_of_the_cpu_and_the_encoder_comes_back(shelf: Sm
     encoder = MultiBandViT(small_shelf.NAMES, groups=[["g", "r"], ["i", "z"]], cutout_px=8, size=Size(32, 2, 2, 4))
     reader = Reader(shelf.layout, shelf.info, bands=encoder.bands, needs=encoder.needs)
     spans = bulk.part_ranges(N, 20)
-    on_cpu = np.concatenate([v for _, v in bulk.vectors(encoder, reader, spans, batch_size=7)])
+    on_cpu = np.concatenate([v for _, v in vectors(encoder, reader, spans, batch_size=7)])
     bulk.embed_all(shelf.layout, encoder, batch_size=7, part_rows=20, device="cuda")
     assert next(encoder.parameters()).device.type == "cpu"
     np.testing.assert_allclose(embedded(shelf.layout, encoder), on_cpu, atol=0.05, rtol=0.02)

@@ -87,7 +87,8 @@ def test_a_training_leaves_its_log_its_curves_and_where_the_weights_come_from(sh
     assert rows[-1]["progress"] == 1
     assert (folder / "training.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     provenance = checkpoint.provenance(folder)
-    assert provenance["steps"] == rows[-1]["step"]
+    assert provenance["steps"] >= rows[-1]["step"] == provenance["run"]["steps"]
+    assert provenance["made_by"]["torch"]
     assert not layout.work(f"train.{name}").exists()
 
 
@@ -122,6 +123,15 @@ def test_where_the_weights_come_from_is_told_by_the_served_shelf(shelf: Path) ->
         (("embed", "--encoder", "dinov9", "--weights", "/nowhere/dino"), "/nowhere/dino"),
         (("embed", "--encoder", "masked", "--pca", "8"), "go with the folder of its weights"),
         (("pretrain", "--name", "x", "--steps", "1", "--batch-size", "32", "--micro-batches", "5"), "micro_batches=5"),
+        (("pretrain", "--name", "x", "--steps", "0"), "steps=0"),
+        (("pretrain", "--name", "x", "--seed", "-1"), "seed=-1"),
+        (("pretrain", "--name", "x", "--device", "gpu"), "device 'gpu' cannot be used here"),
+        (("pretrain", "--name", "photometry"), "'photometry' is taken"),
+        (("train", "--name", "x", "--from", "masked", "--size", "tiny"), "size=tiny means nothing for a start"),
+        (("train", "--name", "x", "--model", "vit", "--width", "0.5"), "width=0.5 means nothing for model 'vit'"),
+        (("train", "--name", "x", "--model", "network", "--photometry"), "photometry=True means nothing"),
+        (("embed", "--encoder", "masked", "--batch-size", "0"), "batch_size=0"),
+        (("embed", "--encoder", "masked", "--weights", __file__), "is a file"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_stores_nothing(
@@ -176,3 +186,34 @@ def test_two_processes_under_torchrun_train_what_one_does_with_as_many_micro_bat
     two, one = (checkpoint.load(layout.model(n, layout.newest(n))).weights() for n in ("two", "one"))
     for key, value in one.items():
         np.testing.assert_allclose(two[key].numpy(), value.numpy(), atol=1e-4, err_msg=key)
+
+
+def test_a_published_network_with_photometry_beside_is_specialised_on_what_it_embeds(shelf: Path) -> None:
+    assert run(shelf, "train", "--name", "on-dinov3", "--from", "dinov3", "--mode", "probe", "--steps", "20") == 0
+    layout = Layout(shelf)
+    assert checkpoint.load(layout.model("on-dinov3", layout.newest("on-dinov3"))).needs == {"pixels", "fluxes"}
+
+
+def test_two_trainings_of_one_name_do_not_share_a_checkpoint(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from redshelf.indexing.files import alone
+
+    with alone(Layout(shelf).work("train.twice.lock"), "held by this test"):
+        assert run(shelf, "pretrain", "--name", "twice", *FEW) == 1
+    assert "another run is training 'twice'" in capsys.readouterr().err
+    assert run(shelf, "pretrain", "--name", "twice", *FEW) == 0
+
+
+def test_a_training_that_ends_in_an_older_encoder_says_so(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for steps, status in (("1", 0), ("2", 0), ("1", 1)):
+        assert run(shelf, "pretrain", "--name", "again", "--batch-size", "32", "--steps", steps) == status
+    assert "was on this shelf already" in capsys.readouterr().err
+
+
+def test_an_encoder_whose_folder_was_renamed_is_refused(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    layout = Layout(shelf)
+    shutil.copytree(layout.model("cnn", layout.newest("cnn")), layout.models / f"other.{layout.newest('cnn')}")
+    assert run(shelf, "embed", "--encoder", "other") == 1
+    assert "holds encoder 'cnn': its folder was renamed" in capsys.readouterr().err
+    shutil.rmtree(layout.models / f"other.{layout.newest('cnn')}")

@@ -346,7 +346,7 @@ def test_a_band_absent_for_half_the_sources_and_cutouts_of_nan_are_embedded_or_l
                 units[0].data[:, : units[0].data.shape[1] // 2] = np.nan
     root = tmp_path / "shelf"
     ingest(survey, root)
-    pretrain(root, name="vit", run=Run(steps=2))
+    pretrain(root, name="vit", run=Run(steps=20, batch_size=2))  # some batches would hold none that can be seen
     embed(root, encoder="vit")
     build_index(root, encoder="vit")
     publish(root)

@@ -140,3 +140,14 @@ def test_the_transformer_comes_back_from_disk_with_the_same_vectors(sky: blobs.B
     back = checkpoint.load(folder)
     assert folder.name == f"vit.{encoder.revision}" and encoder.revision == checkpoint.revision(encoder)
     assert torch.equal(back.embed(few(sky)), encoder.embed(few(sky)))
+
+
+def test_attention_with_a_gradient_is_the_fused_one() -> None:
+    from redshelf.models.vit import attention
+
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 4, 2, 5, 8, generator=generator).unbind()
+    mask = torch.rand(4, 1, 1, 5, generator=generator) < 0.7
+    mask[..., 0] = True
+    for key_mask in (None, mask):
+        torch.testing.assert_close(attention(q.requires_grad_(), k, v, key_mask), attention(q.detach(), k, v, key_mask))
