@@ -13,6 +13,7 @@ that is ended goes on from there.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -34,6 +35,7 @@ SCENARIOS = ("s0", "s1")
 MAGNITUDES = (17.0, 22.5, 24.0, 25.0)
 REDSHIFTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 PATCH_PX = 8
+PIXEL_ARCSEC = 0.168
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ def do_pretraining(job: Pretraining, out: Path, budget: Budget) -> dict[str, Any
         weights=flat_weights(sky.i_ab[rows]),
         redshift=redshift,
         redshift_loss=bool(job.semi),
+        pixel_scale_arcsec=PIXEL_ARCSEC,
         seed=job.seed,
         checkpoint=out / "work" / f"{job.name}.safetensors",
     )
@@ -249,16 +252,27 @@ def do_trial(job: Trial, out: Path, budget: Budget) -> dict[str, Any]:
     return {**result, "labels": len(rows), "targets": int(target.sum()), "seconds": time.monotonic() - began}
 
 
+def _code() -> str:
+    """sha256 of the sources that results depend on."""
+    from redshelf.models import encoder
+
+    parts = sorted(Path(encoder.__file__).resolve().parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in [*parts, Path(__file__)])).hexdigest()[:12]
+
+
 def _job(job: Pretraining | Trial, out: Path, budget: Budget) -> None:
     """One job in a worker, its result written whole; done ones are left alone."""
     from redshelf.indexing.files import write_json
 
     path = out / "results" / f"{job.name}.json"
+    made = {"budget": json.loads(json.dumps(asdict(budget))), "models_sha256": _code()}
     if path.exists():
+        if json.loads(path.read_text())["made"] != made:
+            raise SystemExit(f"{path} was made by other code or with another budget: remove --out to start anew")
         return
     act: Callable[..., dict[str, Any]] = do_pretraining if isinstance(job, Pretraining) else do_trial  # type: ignore[assignment]
     result = act(job, out, budget)
-    write_json(path, {"job": asdict(job), **result})
+    write_json(path, {"job": asdict(job), "made": made, **result})
     print(f"{time.strftime('%H:%M:%S')} {job.name}: {result.get('steps', '')} {_brief(result)}", flush=True)
 
 

@@ -30,7 +30,8 @@ TARGETS = 6000
 @dataclass(frozen=True)
 class Sky:
     """N sources. `pixels` (N, B, H, W) float16 in noise units, `bad` (N, B, H, W) packed along the last axis, `z_true`
-    (N,) with NaN for stars, `i_ab` (N,), `spectra` rows that s1 labels, `targets` rows that no scenario labels."""
+    (N,) with NaN for stars, `i_ab` (N,), `spectra` rows that s1 labels, `targets` a random sample of the galaxies,
+    which no scenario labels."""
 
     bands: tuple[Band, ...]
     cutout_px: int
@@ -118,12 +119,9 @@ def prepare(folder: Path, *, sources: int, seed: int = 11) -> None:
     for name, kind, z in zip(truth["ID"], truth["CLASS"], truth["Z_TRUE"], strict=True):
         if str(kind) != "star" and str(name) in row_of:
             z_true[row_of[str(name)]] = z
-    spectra = read_labels(layout).rows
-    spectra = spectra[np.isfinite(z_true[spectra])]
-    free = np.isfinite(z_true)
-    free[spectra] = False
-    candidates = np.flatnonzero(free)
-    targets = np.random.default_rng(5).choice(candidates, min(TARGETS, len(candidates) // 3), replace=False)
+    galaxies = np.flatnonzero(np.isfinite(z_true))
+    targets = np.random.default_rng(5).choice(galaxies, min(TARGETS, len(galaxies) // 3), replace=False)
+    spectra = np.setdiff1d(np.intersect1d(read_labels(layout).rows, galaxies), targets)
     arrays = {name: np.concatenate(parts) for name, parts in rest.items()}
     i_ab = flux_to_ab(arrays["flux"][:, info.band_names.index("i")])
     np.savez(folder / "rest.npz", z_true=z_true, i_ab=i_ab, spectra=spectra, targets=np.sort(targets), **arrays)
