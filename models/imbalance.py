@@ -7,6 +7,7 @@ balanced MSE (Ren et al. 2022). A remedy changes the prior that the answers impl
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal, get_args
 
 import numpy as np
@@ -40,12 +41,12 @@ def check_loss(loss: str, imbalance: str) -> None:
         raise BadInput(f"imbalance {imbalance!r} with loss {loss!r}: expected one of {', '.join(REMEDIES[loss])}")
 
 
-class Criterion(nn.Module):
+class Criterion(nn.Module, ABC):
     """Loss of a head's answers: `forward` for training, `score` for choosing between weights."""
 
+    @abstractmethod
     def forward(self, out: Tensor, z: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """out (N, bins) or (N, 1), z (N,), weight (N,): the mean loss and its parts."""
-        raise NotImplementedError
 
     def score(self, out: Tensor, z: Tensor, weight: Tensor) -> Tensor:
         """What the validation asks for, lower is better."""

@@ -177,7 +177,7 @@ def test_only_the_small_latent_is_kept_and_neighbours_in_it_have_like_redshifts(
     assert latent.shape == (N, LATENT) and red_blobs.knn_error(latent, z, TRAIN) < 0.35 * chance
     assert not [key for key in network.weights() if "decoder" in key or "rest" in key]
     back = checkpoint.load(checkpoint.save(network, tmp_path, provenance={}))
-    assert torch.equal(back.embed(fetch(np.arange(5))), latent[:5])
+    torch.testing.assert_close(back.embed(fetch(np.arange(N))), latent)
 
 
 def test_the_latent_needs_images_and_pairs() -> None:
