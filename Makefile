@@ -43,6 +43,9 @@ format: venv
 bench: venv
 	$(BIN)/python benchmarks/real_zcosmos.py
 	$(BIN)/python benchmarks/real_hsc.py
+	$(BIN)/python benchmarks/retrieval.py
+	$(BIN)/python benchmarks/encoders.py
+	$(BIN)/python benchmarks/approaches.py
 
 # full counts of kills and fuzz cases, which `test` runs in small
 torture: venv

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from redshelf.indexing.batches import Reader
+from redshelf.indexing.batches import Reader, converted
 from redshelf.models.encoder import Encoder
 from redshelf.models.errors import BadInput
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 EXPONENT = 0x7C00  # bits of a float16
-SERIAL = 32_767  # elements that torch handles on one thread
 READ_BATCHES = 4  # at once on a CPU: a scan of 64 rows spends most of its time on beginning
 
 Span = tuple[int, int]  # first row, past the last
@@ -120,23 +119,12 @@ def _launch(encoder: Encoder, loaded: _Loaded, device: str, copies: Any) -> _Lau
                 f"expected ({len(batch)}, {encoder.dim})"
             )
         if copies is None:
-            return _Launched(loaded, _halved(found), lambda: None)
+            return _Launched(loaded, converted(found, torch.float16), lambda: None)
         host = torch.empty(found.shape, dtype=torch.float16, pin_memory=True)
         host.copy_(found.to(torch.float16), non_blocking=True)
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record(here)
         return _Launched(loaded, host, arrived.synchronize)
-
-
-def _halved(found: Tensor) -> Tensor:
-    """As float16, by pieces so small that torch starts no threads: those would wait for a core that reads or writes."""
-    import torch
-
-    out = torch.empty(found.shape, dtype=torch.float16)
-    flat, halves = found.reshape(-1), out.view(-1)
-    for start in range(0, len(flat), SERIAL):
-        halves[start : start + SERIAL].copy_(flat[start : start + SERIAL])
-    return out
 
 
 def _finish(encoder: Encoder, launched: _Launched) -> tuple[int, Vectors]:

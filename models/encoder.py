@@ -31,7 +31,7 @@ class Batch:
     """N sources as tensors; None where the shelf has none. Band order is the encoder's `bands`."""
 
     state: Tensor  # (N, bands) int8, models.bands.State
-    pixels: Tensor | None = None  # (N, bands, H, W) flux in units of the band's noise
+    pixels: Tensor | None = None  # (N, bands, H, W) flux in units of the band's noise, float16 or float32
     pixel_mask: Tensor | None = None  # (N, bands, H, W) bool, True = bad
     flux_ujy: Tensor | None = None  # (N, bands), dereddened
     flux_error_ujy: Tensor | None = None  # (N, bands)
@@ -81,7 +81,8 @@ class Batch:
 
 @runtime_checkable
 class Encoder(Protocol):
-    """One embedding space. `embed` returns (N, dim) float32, finite, or raises `BadInput` naming the missing need."""
+    """One embedding space. `embed` returns (N, dim) float32, finite, or raises `BadInput` naming the missing need; of
+    an encoder that is no torch module it may be called by two threads at once."""
 
     name: str
     revision: str

@@ -21,6 +21,7 @@ from redshelf.indexing import store
 from redshelf.indexing.batches import Reader, in_memory
 from redshelf.indexing.files import alone
 from redshelf.indexing.layout import Layout, ShelfInfo
+from redshelf.indexing.memory import keep_freed_memory
 from redshelf.models import checkpoint, parallel
 from redshelf.models.bands import State, flux_to_ab, reference_band
 from redshelf.models.encoder import StoredEncoder
@@ -115,6 +116,7 @@ def pretrain(
     from redshelf.models.training import flat_weights
 
     layout, info = _shelf(root, name)
+    keep_freed_memory()
     options = run.options()
     reader = Reader(layout, info, bands=info.band_names, needs=PIXELS)
     if reader.rows < SMALLEST:
@@ -184,6 +186,7 @@ def train(
                 f"{option}={value} means nothing for {f'model {model!r}' if model else f'a start from {start!r}'}"
             )
     layout, info = _shelf(root, name)
+    keep_freed_memory()
     options = run.options()
     shape = sized(size or "tiny", patch_px=patch_px)
     backbone = _started(layout, start) if start else _fresh(model or "", info, shape, width or 1.0, run.seed)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import small_shelf
+import torch
 from small_shelf import SmallShelf
 
 from redshelf.indexing.batches import Reader, in_memory
@@ -140,6 +143,26 @@ def test_the_limit_is_a_quarter_of_what_is_free(shelf: SmallShelf, monkeypatch: 
     monkeypatch.setattr("redshelf.indexing.batches.available_bytes", lambda: 8 * size)
     with pytest.raises(TypeError):  # it begins to read
         in_memory(reader)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_thread_that_fetches_starts_no_threads_of_torch(shelf: SmallShelf) -> None:
+    def tasks() -> int:
+        return sum(1 for _ in Path("/proc/self/task").iterdir())
+
+    usual = torch.get_num_threads()
+    fetch = in_memory(reader_of(shelf))
+    many = np.arange(5000) % 60  # enough pixels for torch to share them out
+    torch.set_num_threads(2)
+    try:
+        fetch(many).pixels.exp()  # type: ignore[union-attr]  # starts the threads of this thread
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(int).result()
+            before = tasks()
+            pool.submit(fetch, many).result()
+            assert tasks() <= before
+    finally:
+        torch.set_num_threads(usual)
 
 
 def test_no_rows_give_a_batch_of_nothing(tmp_path: Path) -> None:
