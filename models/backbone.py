@@ -96,6 +96,12 @@ def visible(batch: Batch) -> Tensor:
     return observed(batch).any(dim=1)
 
 
+def half_type(device: torch.device) -> torch.dtype:
+    """bfloat16, or float16 on a GPU older than Ampere (a V100), which only emulates the former."""
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8
+    return torch.float16 if old else torch.bfloat16
+
+
 class Backbone(nn.Module, ABC):
     """A trainable encoder of cutouts; a `StoredEncoder`."""
 
@@ -124,7 +130,7 @@ class Backbone(nn.Module, ABC):
 
     @torch.inference_mode()
     def embed(self, batch: Batch) -> Tensor:
-        """`features` without a gradient, (N, dim) float32; bfloat16 inside. `BadInput` for a source without any band,
+        """`features` without a gradient, (N, dim) float32; 16 bits inside. `BadInput` for a source without any band,
         and as `good_pixels`."""
         batch.require(self.needs, self.name)
         empty = (~visible(batch)).nonzero().flatten().tolist()
@@ -132,7 +138,7 @@ class Backbone(nn.Module, ABC):
             raise BadInput(
                 f"{len(empty)} sources have no band with a good pixel, the first is source {empty[0]} of the batch"
             )
-        with torch.autocast(batch.state.device.type, torch.bfloat16):
+        with torch.autocast(batch.state.device.type, half_type(batch.state.device)):
             return self.features(batch).float()
 
 

@@ -18,6 +18,8 @@ from redshelf.models.errors import BadInput
 Indices = npt.NDArray[np.int64]
 Fetch = Callable[[Indices], Batch]
 
+BLOCK = 1 << 20
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -46,8 +48,9 @@ class Sampler:
         return min(self.batch_size, self.n_sources)
 
     def batch(self, step: int) -> Indices:
-        """Indices of step `step`, (size,); an epoch's rest is dropped."""
-        epoch, position = divmod(step, self.n_sources // self.size)
+        """Indices of step `step`, (size,); an epoch's rest is dropped. Weighted draws come by blocks of a million."""
+        drawn = self.n_sources if self.weights is None else min(self.n_sources, max(self.size, BLOCK))
+        epoch, position = divmod(step, drawn // self.size)
         if epoch not in self._epochs:
             rng = np.random.default_rng((self.seed, epoch))
             if len(self._epochs) > 1:  # two: one is asked for this step and, ahead, for the next
@@ -55,7 +58,7 @@ class Sampler:
             if self.weights is None:
                 self._epochs[epoch] = rng.permutation(self.n_sources)
             else:
-                self._epochs[epoch] = rng.choice(self.n_sources, self.n_sources, p=self.weights / self.weights.sum())
+                self._epochs[epoch] = rng.choice(self.n_sources, drawn, p=self.weights / self.weights.sum())
         return self._epochs[epoch][position * self.size : (position + 1) * self.size]
 
     def describe(self) -> dict[str, Any]:

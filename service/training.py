@@ -72,11 +72,17 @@ class Run:
 
     def options(self) -> dict[str, Any]:
         """The arguments of `models.training.train` that were chosen. `BadInput` for a device that is not here."""
+        import torch
+
+        from redshelf.models.backbone import half_type
+
+        device = parallel.usable_device(self.device)
+        half = {torch.float16: "float16"}.get(half_type(torch.device(device)))
         given = {
             "steps": self.steps,
             "max_seconds": self.max_seconds,
             "batch_size": self.batch_size,
-            "precision": self.precision,
+            "precision": self.precision or half,
         }
         return {name: value for name, value in given.items() if value is not None} | {
             "seed": self.seed,
@@ -84,7 +90,7 @@ class Run:
             "compile": self.compile,
             "tensorboard": self.tensorboard,
             "checkpoint_seconds": self.checkpoint_seconds,
-            "device": parallel.usable_device(self.device),
+            "device": device,
             "progress": self.progress,
         }
 

@@ -298,3 +298,14 @@ def test_a_compiled_run_equals_one_that_is_not() -> None:
     small_training.fit(compiled, steps=10, compile=True)
     for mine, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+
+
+def test_weighted_draws_of_many_sources_come_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from redshelf.models import sampler
+
+    monkeypatch.setattr(sampler, "BLOCK", 16)
+    drawn = Sampler(1000, 8, 0, np.r_[np.zeros(500), np.ones(500)])
+    batches = [drawn.batch(step) for step in range(6)]
+    assert all(len(batch) == 8 and (batch >= 500).all() for batch in batches)
+    assert len({tuple(batch) for batch in batches}) == 6
+    assert max(len(block) for block in drawn._epochs.values()) == 16
