@@ -280,7 +280,8 @@ def test_an_exported_cutout_has_the_vector_and_the_redshift_of_its_source(
     shelf: OpenShelf = request.getfixturevalue(name)
     row, encoder = shelf.row(source_id), shelf.encoder("vit")
     vector = upload.embed(shelf, encoder, upload.read(pictures.fits(shelf, row), shelf.info))
-    np.testing.assert_allclose(vector, encoder.vectors(np.array([row]))[0], rtol=1e-3, atol=1e-3)
+    # bfloat16 rounds a batch of one and a batch of many in another order
+    np.testing.assert_allclose(vector, encoder.vectors(np.array([row]))[0], rtol=0, atol=0.02)
     found = redshift.redshift_of_vector(shelf, vector, encoder="vit", estimator="knn")
     expected = redshift.redshifts(shelf, [source_id], encoder="vit", estimator="knn")[0]
     assert found.z_median == pytest.approx(expected.z_median, abs=2e-3)
