@@ -284,7 +284,7 @@ def test_an_exported_cutout_has_the_vector_and_the_redshift_of_its_source(
     np.testing.assert_allclose(vector, encoder.vectors(np.array([row]))[0], rtol=0, atol=0.02)
     found = redshift.redshift_of_vector(shelf, vector, encoder="vit", estimator="knn")
     expected = redshift.redshifts(shelf, [source_id], encoder="vit", estimator="knn")[0]
-    assert found.z_median == pytest.approx(expected.z_median, abs=2e-3)
+    assert found.z_median == pytest.approx(expected.z_median, abs=5e-3)
 
 
 def test_reddening_is_what_was_given_else_the_headers_else_the_median_of_the_shelf(dusty_shelf: OpenShelf) -> None:
