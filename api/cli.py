@@ -189,6 +189,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("--json prints the neighbours alone, and --estimator is of the redshift")
     # OpenMP threads that spin while they wait slow down everybody on a shared machine, themselves included
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return _leave(_run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from redshelf.api import commands
 
     try:
@@ -204,6 +208,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"redshelf {arguments.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _leave(status: int) -> int:
+    """The exit status. A process that trained with others ends at once: at a regular exit the threads of gloo and of
+    Lance may meet and abort it."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return status
+    distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
