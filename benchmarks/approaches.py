@@ -145,27 +145,17 @@ def embed(encoder: Any, sky: Sky, rows: Ints) -> tuple[Floats, npt.NDArray[np.bo
 def start_of(name: str, sky: Sky, out: Path, seed: int, budget: Budget) -> Any:
     """The backbone that a trial starts from: a pretraining's, or one with random weights."""
     from redshelf.models import checkpoint
-    from redshelf.models.cnn import InceptionCNN, MultimodalCNN, default_streams
+    from redshelf.models.fresh import MODELS, fresh
     from redshelf.models.training import seeded
-    from redshelf.models.vit import MultiBandViT, default_groups, sized
+    from redshelf.models.vit import sized
 
     if not name:
         return None
-    names, wavelengths = [b.name for b in sky.bands], [b.wavelength_nm for b in sky.bands]
-
-    def named(columns: list[list[int]]) -> list[list[str]]:
-        return [[names[c] for c in part] for part in columns]
-
+    if name not in MODELS:
+        return checkpoint.load(next((out / "models").glob(f"{name}.*")))
+    shape = sized("tiny", patch_px=PATCH_PX)
     with seeded(seed):
-        if name == "vit":
-            groups = named(default_groups(wavelengths))
-            return MultiBandViT(names, groups=groups, cutout_px=sky.cutout_px, size=sized("tiny", patch_px=PATCH_PX))
-        if name == "cnn":
-            return InceptionCNN(names, cutout_px=sky.cutout_px, width=budget.cnn_width)
-        if name == "multimodal-cnn":
-            streams = named(default_streams(wavelengths))
-            return MultimodalCNN(names, streams=streams, cutout_px=sky.cutout_px, width=budget.cnn_width)
-    return checkpoint.load(next((out / "models").glob(f"{name}.*")))
+        return fresh(name, sky.bands, cutout_px=sky.cutout_px, size=shape, width=budget.cnn_width)
 
 
 def do_pretraining(job: Pretraining, out: Path, budget: Budget) -> dict[str, Any]:

@@ -17,16 +17,16 @@ from redshelf.indexing.batches import Reader
 from redshelf.indexing.layout import Layout
 from redshelf.models.backbone import Backbone
 from redshelf.models.bins import Target, prior_of
-from redshelf.models.cnn import InceptionCNN, MultimodalCNN, default_streams
 from redshelf.models.encoder import Encoder
 from redshelf.models.foundation import load_pretrained
+from redshelf.models.fresh import fresh
 from redshelf.models.imbalance import criterion_for
 from redshelf.models.labelled import Labels, OnImages, OnInputs
 from redshelf.models.photometry import Photometry, Scaling, fit_scaling
 from redshelf.models.pretraining import objective_for
 from redshelf.models.redshift_network import RedshiftNetwork
 from redshelf.models.training import Objective
-from redshelf.models.vit import MultiBandViT, default_groups, sized
+from redshelf.models.vit import SIZES
 
 COPY_ROWS = 1024
 SMALL: dict[str, Any] = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6}
@@ -68,27 +68,8 @@ def _network(backbone: Backbone | None, photometry: Scaling | None) -> RedshiftN
     return RedshiftNetwork(backbone=backbone, photometry=photometry, target=target, name="network")
 
 
-def _vit(size: str) -> Callable[[Reader, Path], Any]:
-    def make(reader: Reader, folder: Path) -> Any:
-        names, px = reader.info.band_names, reader.info.cutout_px
-        groups = [[names[column] for column in group] for group in default_groups(_wavelengths(reader))]
-        return MultiBandViT(names, groups=groups, cutout_px=px, size=sized(size))
-
-    return make
-
-
-def _cnn(width: float) -> Callable[[Reader, Path], Any]:
-    return lambda reader, folder: InceptionCNN(reader.info.band_names, cutout_px=reader.info.cutout_px, width=width)
-
-
-def _multimodal(reader: Reader, folder: Path) -> Any:
-    names = reader.info.band_names
-    streams = [[names[column] for column in stream] for stream in default_streams(_wavelengths(reader))]
-    return MultimodalCNN(names, streams=streams, cutout_px=reader.info.cutout_px)
-
-
-def _wavelengths(reader: Reader) -> list[float]:
-    return [band.wavelength_nm for band in reader.info.bands]
+def _fresh(model: str, **options: Any) -> Callable[[Reader, Path], Any]:
+    return lambda reader, folder: fresh(model, reader.info.bands, cutout_px=reader.info.cutout_px, **options)
 
 
 def _published(family: str) -> Callable[[Reader, Path], Any]:
@@ -108,12 +89,12 @@ KINDS = {
     for kind in (
         Kind("photometry", lambda reader, folder: Photometry(_scaling(reader)), None, images=False),
         Kind("network", lambda reader, folder: _network(None, _scaling(reader)), "inputs", images=False),
-        Kind("vit-tiny", _vit("tiny"), "masked"),
-        Kind("vit-small", _vit("small"), "masked"),
-        Kind("vit-base", _vit("base"), "masked", gpu_only=True),
-        Kind("cnn-0.25", _cnn(0.25), "images"),
-        Kind("cnn", _cnn(1.0), "images"),
-        Kind("multimodal-cnn", _multimodal, "images"),
+        Kind("vit-tiny", _fresh("vit", size=SIZES["tiny"]), "masked"),
+        Kind("vit-small", _fresh("vit", size=SIZES["small"]), "masked"),
+        Kind("vit-base", _fresh("vit", size=SIZES["base"]), "masked", gpu_only=True),
+        Kind("cnn-0.25", _fresh("cnn", width=0.25), "images"),
+        Kind("cnn", _fresh("cnn"), "images"),
+        Kind("multimodal-cnn", _fresh("multimodal-cnn"), "images"),
         Kind("dino-s16", _published("dino"), "images"),
         Kind("dinov2-s14", _published("dinov2"), "images"),
         Kind("clip-s16", _published("clip"), "images"),

@@ -26,10 +26,11 @@ from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.models import checkpoint
 from redshelf.models.backbone import visible
 from redshelf.models.encoder import Batch, Encoder
+from redshelf.models.fresh import fresh
 from redshelf.models.knn import exact_neighbours
 from redshelf.models.training import seeded
 from redshelf.models.views import hidden, noisier, observed, oriented
-from redshelf.models.vit import MultiBandViT, default_groups, sized
+from redshelf.models.vit import sized
 from redshelf.service.ingest import ingest
 from redshelf.service.training import Run, pretrain
 
@@ -80,11 +81,10 @@ def recall(originals: Vectors, changed: Vectors) -> float:
     return float((found[:, 0] == np.arange(len(changed))).mean())
 
 
-def random_vit(info: ShelfInfo, seed: int) -> MultiBandViT:
+def random_vit(info: ShelfInfo, seed: int) -> Encoder:
     """The transformer with random weights."""
-    groups = [[info.band_names[c] for c in g] for g in default_groups([b.wavelength_nm for b in info.bands])]
     with seeded(seed):
-        return MultiBandViT(info.band_names, groups=groups, cutout_px=info.cutout_px, size=sized("tiny", patch_px=8))
+        return fresh("vit", info.bands, cutout_px=info.cutout_px, size=sized("tiny", patch_px=8))
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from redshelf.indexing.batches import Reader, converted
 from redshelf.models.encoder import Encoder
 from redshelf.models.errors import BadInput
+from redshelf.models.parallel import usable_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,8 +89,7 @@ def _load(reader: Reader, span: Span, batch_size: int, pin: bool) -> list[_Loade
             rows = rows[known]
         batch = reader.batch(rows) if len(rows) else None
         if batch is not None and pin:
-            tensors = {f.name: v for f in fields(batch) if (v := getattr(batch, f.name)) is not None}
-            batch = replace(batch, **{name: value.pin_memory() for name, value in tensors.items()})
+            batch = batch.pinned()
         loaded.append(_Loaded(span[0] + first, known, batch))
     return loaded
 
@@ -109,9 +109,8 @@ def _launch(encoder: Encoder, loaded: _Loaded, device: str, copies: Any) -> _Lau
             with torch.cuda.stream(copies):
                 moved = batch.to(device)
             here.wait_stream(copies)
-            for field in fields(moved):
-                if (value := getattr(moved, field.name)) is not None:
-                    value.record_stream(here)  # the allocator of the other stream must not hand it out again before
+            for value in moved.tensors().values():
+                value.record_stream(here)  # the allocator of the other stream must not hand it out again before
             found = encoder.embed(moved)
         if found.shape != (len(batch), encoder.dim):
             raise BadInput(
@@ -148,9 +147,7 @@ def placed(encoder: Encoder, device: str | None) -> Generator[str, None, None]:
     """The encoder on `device` inside, where it was outside; yields the device. What is no module stays on the CPU."""
     import torch
 
-    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInput(f"device {wanted!r}: this machine has no GPU that torch can use")
+    wanted = usable_device(device)
     if not isinstance(encoder, torch.nn.Module):
         yield "cpu"
         return

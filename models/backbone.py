@@ -96,6 +96,23 @@ def visible(batch: Batch) -> Tensor:
     return observed(batch).any(dim=1)
 
 
+def standard_conditions(batch: Batch, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Depth and seeing of each band, (N, B) as `like`, and reddening, (N,), of order one; NaN where unknown."""
+    unknown = torch.full_like(like, float("nan"), dtype=torch.float32)
+    depth = unknown if batch.depth_ab is None else ((batch.depth_ab.float() - 26) / 2).expand(like.shape)
+    fwhm = unknown if batch.psf_fwhm_arcsec is None else batch.psf_fwhm_arcsec.float().log().expand(like.shape)
+    return depth, fwhm, unknown[:, 0] if batch.ebv is None else 10 * batch.ebv.float()
+
+
+def some(batch: Batch, indices: Tensor, usable: Tensor) -> tuple[Batch, Tensor]:
+    """The sources of a batch where `usable` (N,) holds, and their `indices` (N,); `BadInput` where none does."""
+    if usable.all():
+        return batch, indices
+    if not usable.any():
+        raise BadInput(f"none of the {len(usable)} sources of a batch has a band with a good pixel")
+    return batch.select(usable), indices[usable]
+
+
 def half_type(device: torch.device) -> torch.dtype:
     """bfloat16, or float16 on a GPU older than Ampere (a V100), which only emulates the former."""
     old = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8

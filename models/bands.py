@@ -49,6 +49,11 @@ class Band:
             raise BadInput(f"band {self.name}: wavelength_nm={self.wavelength_nm}: expected 10 to 1e6 nanometres")
 
 
+def named(bands: Sequence[Band], columns: Sequence[Sequence[int]]) -> list[list[str]]:
+    """The names of the bands in each group of `columns`."""
+    return [[bands[column].name for column in group] for group in columns]
+
+
 def reference_band(wavelength_nm: Sequence[float]) -> int:
     """Position of the band whose magnitude stands for brightness: the one nearest to the i band."""
     return int(np.argmin(np.abs(np.asarray(wavelength_nm, dtype=np.float64) - REFERENCE_NM)))

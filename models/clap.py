@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from redshelf.models.backbone import some, visible
 from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput
 from redshelf.models.imbalance import Criterion, Rates
-from redshelf.models.labelled import Labelled, Labels, seen
+from redshelf.models.labelled import Labelled, Labels
 from redshelf.models.redshift_network import LATENT, RedshiftNetwork
 from redshelf.models.views import oriented, turned
 
@@ -78,7 +79,7 @@ class Clap(Labelled):
 
     def loss(self, batch: Batch, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Draws the second view's orientation from torch's global generator; sources without any band are left out."""
-        batch, indices = seen(batch, indices)
+        batch, indices = some(batch, indices, visible(batch))
         half = len(batch) // 2
         if half < 1:
             raise BadInput("the contrastive latent needs two sources with a good pixel in every batch")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from redshelf.models import checkpoint as stored
-from redshelf.models.backbone import Backbone, Pixels, good_pixels, load_weights
+from redshelf.models.backbone import Backbone, Pixels, good_pixels, load_weights, standard_conditions
 from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput
 from redshelf.models.inception import (
@@ -207,10 +207,7 @@ class MultimodalCNN(_CNN):
 def conditions(batch: Batch, present: Tensor) -> tuple[Tensor, Tensor]:
     """What is known of each band, (N, B, 5): whether it is `present`, depth and seeing with a word on each whether it
     is known; and of the source, (N, 2): reddening, and whether it is known. Of order one; 0 where unknown."""
-    unknown = torch.full_like(present, float("nan"), dtype=torch.float32)
-    depth = unknown if batch.depth_ab is None else ((batch.depth_ab.float() - 26) / 2).expand(present.shape)
-    fwhm = unknown if batch.psf_fwhm_arcsec is None else batch.psf_fwhm_arcsec.float().log().expand(present.shape)
-    ebv = unknown[:, 0] if batch.ebv is None else 10 * batch.ebv.float()
+    depth, fwhm, ebv = standard_conditions(batch, present)
     values = torch.stack([depth, fwhm], dim=2)  # (N, B, 2)
     known = torch.isfinite(values) & present[:, :, None]
     per_band = torch.cat([present[:, :, None].float(), torch.where(known, values, 0.0), known.float()], dim=2)

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redshelf.models.auxiliary import Auxiliary, Pretext
-from redshelf.models.backbone import visible
+from redshelf.models.backbone import some, visible
 from redshelf.models.encoder import Batch
-from redshelf.models.errors import BadInput
 from redshelf.models.views import DIMMING_MAG, Instrument, dimmed_fluxes, drawn_dimming, view
 from redshelf.models.vit import MultiBandViT
 
@@ -56,12 +55,12 @@ class Contrastive(Pretext):
 
     def loss(self, batch: Batch, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Draws the views from torch's global generator; sources without any band, in a view too, are left out."""
-        batch, indices = _some(batch, indices, visible(batch))
+        batch, indices = some(batch, indices, visible(batch))
         loss_mag = drawn_dimming(len(batch), batch.state.device)
         views = [view(batch, self.instrument, loss_mag=loss_mag) for _ in range(2)]
         usable = visible(views[0]) & visible(views[1])
         both = _joined(*(one.select(usable) for one in views))
-        chosen, indices = _some(dimmed_fluxes(batch, loss_mag), indices, usable)
+        chosen, indices = some(dimmed_fluxes(batch, loss_mag), indices, usable)
         embedding = self.student.features(both)
         query = self.predictor(self.projector(embedding))
         with torch.no_grad():
@@ -88,12 +87,6 @@ def _info_nce(query: Tensor, key: Tensor, indices: Tensor) -> Tensor:
     own = torch.eye(len(indices), dtype=torch.bool, device=indices.device)
     twice = (indices[:, None] == indices) & ~own  # weighted draws repeat a source, which is no wrong answer
     return F.cross_entropy(logits.masked_fill(twice, -math.inf), torch.arange(len(indices), device=indices.device))
-
-
-def _some(batch: Batch, indices: Tensor, usable: Tensor) -> tuple[Batch, Tensor]:
-    if not usable.any():
-        raise BadInput(f"none of the {len(usable)} sources of a batch has a band with a good pixel")
-    return batch.select(usable), indices[usable]
 
 
 def _joined(one: Batch, other: Batch) -> Batch:

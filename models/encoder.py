@@ -5,6 +5,7 @@ An encoder is a registered kind, a config (JSON) and named weights; `models/chec
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
@@ -56,10 +57,18 @@ class Batch:
 
     def to(self, device: str) -> Self:
         """The same batch on another device."""
-        moved = {
-            f.name: v.to(device, non_blocking=True) for f in fields(self) if (v := getattr(self, f.name)) is not None
-        }
-        return replace(self, **moved)
+        return self._each(lambda value: value.to(device, non_blocking=True))
+
+    def pinned(self) -> Self:
+        """The same batch in pinned memory, from which a GPU copies while it computes."""
+        return self._each(lambda value: value.pin_memory())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that there are, by name."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return replace(self, **{name: change(value) for name, value in self.tensors().items()})
 
     def select(self, chosen: Tensor) -> Self:
         """The sources that `chosen` (N,) bool picks."""

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from redshelf.models import checkpoint as stored
 from redshelf.models.architecture import architecture_of, patch_of
 from redshelf.models.backbone import Backbone, Pixels, good_pixels
-from redshelf.models.bands import Band
+from redshelf.models.bands import Band, named
 from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput, nearest
 from redshelf.models.photometry import Scaling, Subset, batch_features, columns
@@ -261,7 +261,7 @@ def load_pretrained(
     constants = Stretch.default(len(bands)) if stretch is None else stretch
     if len(constants.white) != len(bands):
         raise BadInput(f"stretch of {len(constants.white)} bands for an encoder of {len(bands)}: expected as many")
-    named = [[bands[column].name for column in t] for t in triplets([band.wavelength_nm for band in bands])]
+    of_bands = named(bands, triplets([band.wavelength_nm for band in bands]))
     published = locate(folder, family=family, weights=weights, wanted=random_seed is None)
     architecture = architecture_of(published)
     size = input_size(cutout_px, patch_of(architecture)) if input_px is None else input_px
@@ -280,7 +280,7 @@ def load_pretrained(
             tower = build(architecture, None, input_px=size, space=space, source=str(folder))
     config = {
         "bands": [band.name for band in bands],
-        "triplets": named,
+        "triplets": of_bands,
         "cutout_px": cutout_px,
         "input_px": size,
         "resampling": "bicubic",

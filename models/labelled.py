@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from redshelf.models.backbone import visible
+from redshelf.models.backbone import some, visible
 from redshelf.models.bins import Floats, check_redshifts
 from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput
@@ -124,20 +124,10 @@ class OnImages(Labelled):
         self.encoder = encoder
 
     def loss(self, batch: Batch, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        batch, indices = seen(turned(batch), indices)
+        batch, indices = some(turned(batch), indices, visible(batch))
         latent = self.encoder.latent(self.encoder.inputs(batch))
         loss, parts = self.criterion(self.encoder.answers(latent), self.z[indices], self.weight[indices])
         return loss, parts
-
-
-def seen(batch: Batch, indices: Tensor) -> tuple[Batch, Tensor]:
-    """The sources of a batch that have a band with a good pixel; `BadInput` where none has."""
-    there = visible(batch)
-    if there.all():
-        return batch, indices
-    if not there.any():
-        raise BadInput(f"none of the {len(there)} sources of a batch has a band with a good pixel")
-    return batch.select(there), indices[there]
 
 
 def nothing(indices: Rows) -> Batch:

@@ -134,6 +134,8 @@ def usable_device(name: str | None) -> str:
     import torch
 
     wanted = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise BadInput(f"device {wanted!r}: this machine has no GPU that torch can use")
     try:
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError) as error:

@@ -19,7 +19,7 @@ import torch
 from redshelf.models import checkpoint as stored
 from redshelf.models.auxiliary import Auxiliary, Labels, Pretext, labels_for
 from redshelf.models.backbone import Backbone, visible
-from redshelf.models.bands import Band, State
+from redshelf.models.bands import Band, State, named
 from redshelf.models.contrastive import Contrastive
 from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput, nearest
@@ -115,7 +115,6 @@ def objective_for(
     sample: Batch,
     bands: Sequence[Band],
     *,
-    groups: Sequence[Sequence[str]] | None = None,
     cutout_px: int,
     name: str,
     size: str,
@@ -130,13 +129,10 @@ def objective_for(
     shape = sized(size, patch_px=patch_px)
     if patch_px is not None and patch_px > cutout_px:
         raise BadInput(f"patch_px={patch_px}: expected at most {cutout_px}, the width of a cutout")
-    names = [band.name for band in bands]
-    if groups is None:
-        columns = default_groups([band.wavelength_nm for band in bands])
-        groups = [[names[column] for column in group] for group in columns]
+    groups = named(bands, default_groups([band.wavelength_nm for band in bands]))
     instrument = Instrument(tuple(band.extinction for band in bands), pixel_scale_arcsec)
     with seeded(seed):
-        encoder = MultiBandViT(names, groups=groups, cutout_px=cutout_px, size=shape, name=name)
+        encoder = MultiBandViT([band.name for band in bands], groups=groups, cutout_px=cutout_px, size=shape, name=name)
         return OBJECTIVES[kind](encoder, Auxiliary(encoder.dim, _scaling(sample, bands), labels), instrument)
 
 

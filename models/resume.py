@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata as packages
 from pathlib import Path
@@ -177,7 +177,7 @@ def keep_bad_batch(checkpoint: Path | None, batch: Batch, indices: npt.NDArray[n
     if checkpoint is None:
         return "no checkpoint was asked for, so the batch is not kept"
     path = checkpoint.with_suffix(".bad-batch.safetensors")
-    tensors = {f.name: value for f in fields(batch) if (value := getattr(batch, f.name)) is not None}
+    tensors = batch.tensors()
     write_whole(path, pack(tensors | {"indices": torch.from_numpy(indices)}, {"step": str(step)}))
     return f"the batch is kept in {path}"
 

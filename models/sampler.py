@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from typing import Any, cast
 
@@ -90,8 +90,7 @@ def ahead(fetch: Fetch, requests: Iterable[Indices], *, pin: bool) -> Generator[
 
     def fetched(indices: Indices) -> Batch:
         batch = fetch(indices)
-        tensors = {f.name: v for f in fields(batch) if (v := getattr(batch, f.name)) is not None}
-        return replace(batch, **{key: value.pin_memory() for key, value in tensors.items()}) if pin else batch
+        return batch.pinned() if pin else batch
 
     with ThreadPoolExecutor(1, "fetch") as pool:
         coming = (pool.submit(fetched, indices) for indices in requests)

@@ -175,8 +175,7 @@ def specialise(
         encoder.load_state_dict(kept)
     prior = implied_prior(prior, imbalance)
     if imbalance == "capped":
-        after = None if checkpoint is None else checkpoint.with_suffix(f".head-{report.steps}.safetensors")
-        options |= {"checkpoint": after, "precision": "float32", "micro_batches": 1, "tensorboard": None}
+        options = _of_stage(options, f"head-{report.steps}")
         prior, head = _balance_head(shown, brightness, prior, config, recipe, world=world, options=options)
         report = replace(report, steps=report.steps + head.steps, seconds=report.seconds + head.seconds)
     if first is not None:
@@ -214,10 +213,9 @@ def _body_first(
 
     A few steps of a whole network would not teach a fresh head what photometry alone gives for nothing.
     """
-    encoder, recipe, path = shown.encoder, RECIPES["probe"], options["checkpoint"]
+    encoder, recipe = shown.encoder, RECIPES["probe"]
     positions, inputs = shown.inputs_of(shown.kept)
     labels = shown.labels.take(positions)
-    beside = None if path is None else path.with_suffix(".first.safetensors")
     return train(
         OnInputs(nn.Sequential(encoder.body, encoder.head), inputs, labels, criterion, {**config, "stage": "first"}),
         nothing,
@@ -226,8 +224,15 @@ def _body_first(
         max_seconds=max_seconds,
         lr=recipe.lr,
         validate=lambda: shown.score(criterion),
-        **{**options, "checkpoint": beside, "precision": "float32", "micro_batches": 1, "tensorboard": None},
+        **_of_stage(options, "first"),
     )
+
+
+def _of_stage(options: dict[str, Any], stage: str) -> dict[str, Any]:
+    """Options of the loop for a stage beside the main one, on inputs that are known: its checkpoint is its own."""
+    path = options["checkpoint"]
+    beside = None if path is None else path.with_suffix(f".{stage}.safetensors")
+    return {**options, "checkpoint": beside, "precision": "float32", "micro_batches": 1, "tensorboard": None}
 
 
 def _shared(batch_size: int, sources: int, world: int) -> int:

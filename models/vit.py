@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redshelf.models import checkpoint as stored
-from redshelf.models.backbone import Backbone, Pixels, good_pixels, load_weights
+from redshelf.models.backbone import Backbone, Pixels, good_pixels, load_weights, standard_conditions
 from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput, nearest
 
@@ -206,12 +206,8 @@ class MultiBandViT(Backbone):
 
     def conditions(self, batch: Batch, present: Tensor) -> Tensor:
         """Depth, seeing and extinction with a word on each whether it is known, (N, 2 (2 B + 1)) of order one."""
-        n, n_bands = present.shape
-        unknown = present.new_full((n, n_bands), float("nan"), dtype=torch.float32)
-        depth = unknown if batch.depth_ab is None else ((batch.depth_ab.float() - 26) / 2).expand(n, n_bands)
-        fwhm = unknown if batch.psf_fwhm_arcsec is None else batch.psf_fwhm_arcsec.float().log().expand(n, n_bands)
-        ebv = unknown[:, :1] if batch.ebv is None else 10 * batch.ebv.float()[:, None]
-        values = torch.cat([depth, fwhm, ebv], dim=1)
+        depth, fwhm, ebv = standard_conditions(batch, present)
+        values = torch.cat([depth, fwhm, ebv[:, None]], dim=1)
         known = torch.isfinite(values) & torch.cat([present, present, present.any(dim=1, keepdim=True)], dim=1)
         return torch.cat([torch.where(known, values, 0.0), known.float()], dim=1)
 

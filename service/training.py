@@ -117,7 +117,6 @@ def pretrain(
     Where the shelf has labels, the log says how well kNN redshifts do; `with_redshifts` trains on them too. Returns the
     folder of the encoder and what happened.
     """
-    from redshelf.models.pretraining import FEWEST
     from redshelf.models.pretraining import pretrain as train
     from redshelf.models.training import flat_weights
 
@@ -132,7 +131,6 @@ def pretrain(
         labels = read_labels(layout)
         redshift = np.full(reader.rows, np.nan)
         redshift[labels.rows] = labels.z
-        redshift = redshift if with_redshifts or len(labels.rows) >= FEWEST else None
     weights = flat_weights(reference_magnitude(layout, info)) * _seen(layout)  # one without any band teaches nothing
     with _folder(layout, name) as checkpoint_path:
         encoder, report = train(
@@ -242,26 +240,15 @@ def _seen(layout: Layout) -> npt.NDArray[np.bool_]:
 
 def _fresh(model: str, info: ShelfInfo, shape: Size, width: float, seed: int) -> Backbone | None:
     """An image encoder with random weights; None for the network, which has none."""
-    from redshelf.models.cnn import InceptionCNN, MultimodalCNN, default_streams
+    from redshelf.models.fresh import fresh
     from redshelf.models.training import seeded
-    from redshelf.models.vit import MultiBandViT, default_groups
-
-    names, wavelengths = info.band_names, [band.wavelength_nm for band in info.bands]
-
-    def named(parts: list[list[int]]) -> list[list[str]]:
-        return [[names[column] for column in part] for part in parts]
 
     if model not in MODELS:
         raise BadInput(f"model {model!r} cannot be trained; {nearest(model, MODELS)}")
+    if model == "network":
+        return None
     with seeded(seed):
-        if model == "vit":
-            return MultiBandViT(names, groups=named(default_groups(wavelengths)), cutout_px=info.cutout_px, size=shape)
-        if model == "cnn":
-            return InceptionCNN(names, cutout_px=info.cutout_px, width=width)
-        if model == "multimodal-cnn":
-            streams = named(default_streams(wavelengths))
-            return MultimodalCNN(names, streams=streams, cutout_px=info.cutout_px, width=width)
-    return None
+        return fresh(model, info.bands, cutout_px=info.cutout_px, size=shape, width=width)
 
 
 def _started(layout: Layout, start: str) -> Backbone:
