@@ -30,7 +30,6 @@ import numpy as np
 import numpy.typing as npt
 from sky import Floats, Ints, Sky, open_sky, prepare
 
-SEEDS = (0, 1, 2)
 SCENARIOS = ("s0", "s1")
 MAGNITUDES = (17.0, 22.5, 24.0, 25.0)
 REDSHIFTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
@@ -49,10 +48,11 @@ class Budget:
     cnn_steps: int
     cnn_width: float
     batch: int = 128
+    seeds: tuple[int, ...] = (0, 1, 2)
 
 
-FULL = Budget(100_000, (1_000, 10_000, 100_000), 800, 300, 200, 0.25)
-QUICK = Budget(3_000, (300, 3_000), 20, 20, 5, 0.125, 64)
+FULL = Budget(100_000, (1_000, 10_000, 100_000), 500, 300, 100, 0.25)
+QUICK = Budget(3_000, (300, 3_000), 20, 20, 5, 0.125, 64, seeds=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,8 @@ def do_pretraining(job: Pretraining, out: Path, budget: Budget) -> dict[str, Any
 
 
 def do_trial(job: Trial, out: Path, budget: Budget) -> dict[str, Any]:
+    from redshelf.models.metrics import summary
+    from redshelf.models.pdf import Pdf
     from redshelf.models.photometry import Photometry, fit_scaling
     from redshelf.models.specialise import specialise
 
@@ -220,26 +222,33 @@ def do_trial(job: Trial, out: Path, budget: Budget) -> dict[str, Any]:
             **dict(job.options),
         )
         result |= {"steps": report.steps, "train_seconds": report.seconds}
-    both = np.concatenate([rows, sky.targets])
-    vectors, known = embed(encoder, sky, both)
-    is_label = np.arange(len(both)) < len(rows)
-    labelled, target = known & is_label, known & ~is_label
-    z, true, i_ab = z[known[: len(rows)]], sky.z_true[both[target]], sky.i_ab[both[target]]
-    names = scaling.names if encoder is colours else tuple(f"e{i}" for i in range(vectors.shape[1]))
-    result["knn"] = scores(by_knn(vectors[labelled], z, vectors[target], names, job.seed), true, i_ab)
-    if encoder is not colours:
-        beside, _ = embed(colours, sky, both)
-        joined, wide = np.concatenate([vectors, beside], axis=1), (*names, *scaling.names)
-        result["knn+photometry"] = scores(by_knn(joined[labelled], z, joined[target], wide, job.seed), true, i_ab)
-    if job.mode != "frozen":
-        from redshelf.models.pdf import Pdf
+    held = sky.held(job.scenario, job.seed)
+    every = np.concatenate([rows, held, sky.targets])
+    part = np.repeat([0, 1, 2], [len(rows), len(held), len(sky.targets)])
+    vectors, known = embed(encoder, sky, every)
+    asked = known & (part > 0)
+    is_target = part[asked] == 2
+    z, true, i_ab = z[known[: len(rows)]], sky.z_true[every[asked]], sky.i_ab[every[asked]]
 
-        medians = []
-        for start in range(0, len(sky.targets), 256):
-            piece = sky.targets[start : start + 256][known[len(rows) :][start : start + 256]]
-            medians.append(Pdf.from_mass(*encoder.predict(sky.fetch(piece))).median())
-        result["head"] = scores(np.concatenate(medians), true, i_ab)
-    return {**result, "labels": len(rows), "targets": int(target.sum()), "seconds": time.monotonic() - began}
+    def scored(z_phot: Floats) -> dict[str, Any]:
+        chosen_by = summary(z_phot[~is_target], true[~is_target])
+        return {**scores(z_phot[is_target], true[is_target], i_ab[is_target]), "held": chosen_by}
+
+    def knn(space: Floats, names: tuple[str, ...]) -> dict[str, Any]:
+        return scored(by_knn(space[known & (part == 0)], z, space[asked], names, job.seed))
+
+    names = scaling.names if encoder is colours else tuple(f"e{i}" for i in range(vectors.shape[1]))
+    result["knn"] = knn(vectors, names)
+    if encoder is not colours:
+        beside, _ = embed(colours, sky, every)
+        result["knn+photometry"] = knn(np.concatenate([vectors, beside], axis=1), (*names, *scaling.names))
+    if job.mode != "frozen":
+        medians, wanted = [], every[asked]
+        for start in range(0, len(wanted), 256):
+            batch = sky.fetch(wanted[start : start + 256])
+            medians.append(Pdf.from_mass(*encoder.predict(batch)).median())
+        result["head"] = scored(np.concatenate(medians))
+    return {**result, "labels": len(rows), "targets": int(is_target.sum()), "seconds": time.monotonic() - began}
 
 
 def _code() -> str:
@@ -289,11 +298,11 @@ def frozen(approach: str, start: str, common: dict[str, Any]) -> list[Trial]:
 def plan(budget: Budget) -> tuple[list[Pretraining], list[Trial]]:
     """Every job, the most telling ones first."""
     most = budget.curve[-1]
-    pretrainings = [Pretraining("masked", n, seed) for n in reversed(budget.curve) for seed in SEEDS]
-    pretrainings[3:3] = [Pretraining("contrastive", most, seed) for seed in SEEDS]
-    pretrainings += [Pretraining("masked", most, seed, scenario) for scenario in SCENARIOS for seed in SEEDS]
+    pretrainings = [Pretraining("masked", n, seed) for n in reversed(budget.curve) for seed in budget.seeds]
+    pretrainings[3:3] = [Pretraining("contrastive", most, seed) for seed in budget.seeds]
+    pretrainings += [Pretraining("masked", most, seed, scenario) for scenario in SCENARIOS for seed in budget.seeds]
     trials = []
-    for seed in SEEDS:
+    for seed in budget.seeds:
         masked, contrastive = f"masked-{most}-{seed}", f"contrastive-{most}-{seed}"
         for scenario in SCENARIOS:
             common = {"scenario": scenario, "seed": seed}
@@ -349,9 +358,10 @@ def main() -> int:
             for waiting in [pool.submit(_job, job, out, budget) for job in stage]:
                 waiting.result()
     found = [json.loads((out / "results" / f"{t.name}.json").read_text()) for t in trials]
-    from tables import check, report
+    from tables import check, grouped, plot, report
 
     print(report(found, budget.curve))
+    plot(grouped(found), budget.curve, out / "curve.png")
     faults = check(found)
     print("\n".join(faults))
     return 1 if arguments.check and faults else 0

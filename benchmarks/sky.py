@@ -65,17 +65,26 @@ class Sky:
             ebv=torch.from_numpy(self.ebv[rows]),
         )
 
-    def labels(self, scenario: str, seed: int, fraction: float = 1.0) -> tuple[Ints, Floats]:
-        """Rows and redshifts of one draw: nine tenths (times `fraction`) of the s1 spectra, or as many at random."""
-        rng = np.random.default_rng((seed, 7))
+    def _pool(self, scenario: str, seed: int) -> Ints:
+        """Rows that may be labelled in the order of one draw: the s1 spectra, or as many at random."""
         pool = self.spectra
         if scenario == "s0":
             free = np.isfinite(self.z_true)
             free[self.targets] = False
             pool = np.random.default_rng(7).choice(np.flatnonzero(free), len(self.spectra), replace=False)
-        rows = np.sort(rng.choice(pool, round(0.9 * fraction * len(pool)), replace=False))
+        return np.random.default_rng((seed, 7)).permutation(pool).astype(np.int64)
+
+    def labels(self, scenario: str, seed: int, fraction: float = 1.0) -> tuple[Ints, Floats]:
+        """Rows and redshifts of one draw: nine tenths of what may be labelled, times `fraction`."""
+        pool = self._pool(scenario, seed)
+        rows = np.sort(pool[: round(0.9 * fraction * len(pool))])
         noise = 3e-4 * np.random.default_rng(rows).standard_normal(len(rows))
-        return rows.astype(np.int64), np.maximum(self.z_true[rows] + (1 + self.z_true[rows]) * noise, 1e-4)
+        return rows, np.maximum(self.z_true[rows] + (1 + self.z_true[rows]) * noise, 1e-4)
+
+    def held(self, scenario: str, seed: int) -> Ints:
+        """The last tenth of one draw, which no training sees: approaches are chosen on it."""
+        pool = self._pool(scenario, seed)
+        return np.sort(pool[round(0.9 * len(pool)) :])
 
 
 def prepare(folder: Path, *, sources: int, seed: int = 11) -> None:

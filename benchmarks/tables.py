@@ -11,6 +11,7 @@ import numpy as np
 
 MEASURES = ("bias", "sigma_mad", "outliers")
 WAYS = ("knn", "knn+photometry", "head")
+HELD = ("held",)
 Result = dict[str, Any]
 Key = tuple[str, str]  # approach, scenario
 
@@ -72,9 +73,9 @@ def _first(label: str) -> float:
 
 
 def best(found: dict[Key, list[Result]], scenario: str, ways: Sequence[str], *, but: Sequence[str]) -> tuple[str, str]:
-    """(approach, way) of the smallest mean sigma_MAD."""
+    """(approach, way) of the smallest mean sigma_MAD on held-out labels: the targets have no say."""
     scores = {
-        (approach, way): over_seeds(results, way, "sigma_mad")[0]
+        (approach, way): over_seeds(results, way, "sigma_mad", HELD)[0]
         for (approach, of), results in found.items()
         if of == scenario and approach not in but and not approach.startswith("10%") and "images" not in approach
         for way in ways
@@ -95,7 +96,7 @@ def with_photometry(found: dict[Key, list[Result]], scenario: str) -> tuple[str,
     if not joint:
         return beside
     together = best(found, scenario, ("head", "knn"), but=others)
-    return min((beside, together), key=lambda pair: over_seeds(found[pair[0], scenario], pair[1], "sigma_mad")[0])
+    return min((beside, together), key=lambda pair: over_seeds(found[pair[0], scenario], pair[1], "sigma_mad", HELD)[0])
 
 
 def curve(found: dict[Key, list[Result]], sizes: Sequence[int]) -> list[tuple[int, str, str]]:

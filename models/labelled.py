@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,6 +162,7 @@ class Shown:
         if encoder.backbone is not None:
             self._standardise(self._through(self.kept[:STANDARD_SAMPLE])[1] if self.inputs is None else self.inputs)
         self._held_batches: list[Batch] = []
+        self._held_inputs: Tensor | None = None
         if not frozen:
             seen_chunks = list(self._chunks(self.held))
             if not seen_chunks:
@@ -209,16 +211,28 @@ class Shown:
             return positions, self.inputs[torch.from_numpy(positions).to(self.device)]
         return self._through(positions)
 
+    @contextmanager
+    def trunk_stays(self) -> Iterator[None]:
+        """Inside, the image encoder is not trained: the held-out labels pass through it once."""
+        self._held_inputs = self._inputs_of_held()
+        try:
+            yield
+        finally:
+            self._held_inputs = None
+
+    def _inputs_of_held(self) -> Tensor:
+        if self._held_inputs is not None:
+            return self._held_inputs
+        if self.inputs is not None:
+            return self.inputs_of(self.held)[1]
+        self.encoder.eval()
+        return torch.cat([self.encoder.frozen_inputs(batch.to(self.device)) for batch in self._held_batches])
+
     def answers(self) -> Tensor:
         """The network's answers for the held-out labels, (n, bins) or (n, 1)."""
         self.encoder.eval()
         with torch.inference_mode():
-            inputs = (
-                torch.cat([self.encoder.frozen_inputs(batch.to(self.device)) for batch in self._held_batches])
-                if self.inputs is None
-                else self.inputs_of(self.held)[1]
-            )
-            return self.encoder.answers(self.encoder.latent(inputs))
+            return self.encoder.answers(self.encoder.latent(self._inputs_of_held()))
 
     def score(self, criterion: Criterion, extra: Floats | None = None) -> float:
         """The criterion's score on the held-out labels, with weights (n,) beside their own."""

@@ -174,6 +174,7 @@ def train(
     precision: Precision = "bfloat16",
     compile: bool = False,
     validate: Callable[[], float] | None = None,
+    validations: int = LOG_ROWS,
     monitor: Callable[[], dict[str, float]] | None = None,
     tensorboard: Path | None = None,
     progress: bool = False,
@@ -184,8 +185,8 @@ def train(
     With `checkpoint` (a .safetensors file) the run continues from it where it exists, writes it every
     `checkpoint_seconds` and at the end, and keeps the log beside it as JSON lines; a run bounded by steps gives the
     same weights whether it was interrupted or not, and a longer one goes on from a shorter one. With `validate` (lower
-    is better, called at every log row) the best weights win over the last ones; `monitor` adds its values to ten of the
-    rows and chooses nothing. `fetch` is called by a thread, one batch ahead.
+    is better, called at `validations` of the log rows) the best weights win over the last ones; `monitor` adds its
+    values to ten of the rows and chooses nothing. `fetch` is called by a thread, one batch ahead.
 
     A step's batch is computed in `micro_batches` equal parts, and the loss is the mean of theirs. Processes started by
     torchrun or srun share them out, one each where 1 is asked for; only the first process writes, logs and calls
@@ -270,10 +271,11 @@ def train(
             if (rows := _rows(done)) > logged:
                 row = {"step": state.step, "seconds": round(state.seconds, 3), "progress": round(done, 4), "lr": rate}
                 row |= means(merged(processes.gather(sums.read())))
-                sums, often = Sums(), LOG_ROWS // MONITOR_ROWS
-                asked = monitor if rows // often > logged // often else None
-                row |= processes.from_first(_judged(objective, validate, asked) if processes.is_first else {})
-                if validate is not None and row["validation"] < (math.inf if state.best is None else state.best):
+                sums = Sums()
+                validate_now, monitor_now = (_due(times, rows, logged) for times in (validations, MONITOR_ROWS))
+                judges = validate if validate_now else None, monitor if monitor_now else None
+                row |= processes.from_first(_judged(objective, *judges) if processes.is_first else {})
+                if row.get("validation", math.inf) < (math.inf if state.best is None else state.best):
                     state.best = row["validation"]
                     best = {key: value.detach().clone() for key, value in objective.state_dict().items()}
                 state.rows.append(row)
@@ -299,6 +301,11 @@ def train(
 def _done(state: State, steps: int | None, max_seconds: float | None) -> float:
     """The fraction of the run that lies behind, 0 to 1."""
     return min(1.0, max(state.step / (steps or math.inf), state.seconds / (max_seconds or math.inf)))
+
+
+def _due(times: int, rows: int, logged: int) -> bool:
+    """Whether one of `times` moments of a run lies in the log rows after the first `logged`."""
+    return rows * times // LOG_ROWS > logged * times // LOG_ROWS
 
 
 def _rows(done: float) -> int:
