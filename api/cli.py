@@ -134,7 +134,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="an encoder's folder from elsewhere, or a network's from a model hub",
     )
     p.add_argument("--batch-size", type=int, metavar="N", help="sources a step [what suits encoder and device]")
-    p.add_argument("--device", help="[cuda where there is one, else cpu]")
+    p.add_argument("--device", help="one, or several with commas, a process each [every GPU, else cpu]")
+    p.add_argument("--runner", choices=("local", "slurm", "ray"), default="local", help="who does the parts [local]")
+    p.add_argument("--part-rows", type=int, metavar="N", help="sources a part [16384, or 262144 without pixels]")
+    slurm = p.add_argument_group("SLURM, with --runner slurm")
+    slurm.add_argument("--slurm", type=Path, metavar="FILE", help="its settings, like deploy/slurm/jeanzay.toml")
+    slurm.add_argument("--gpu", metavar="NAME", help="which kind of the settings' [gpu]")
+    slurm.add_argument("--task-parts", type=int, metavar="N", help="parts a task [8]")
+    steps = p.add_argument_group("single steps, as a scheduler calls them; one of").add_mutually_exclusive_group()
+    steps.add_argument("--plan", action="store_true", help="write what is to do, and do nothing of it")
+    steps.add_argument("--part", type=int, metavar="I", help="do one part of the plan")
+    steps.add_argument("--task", type=int, metavar="T", help="do the parts of one task of the plan")
+    steps.add_argument("--commit", action="store_true", help="end the plan; with --runner slurm, or send what misses")
     hub = p.add_argument_group("a published network (DINO, DINOv2, DINOv3, CLIP)")
     hub.add_argument("--input-px", type=int, metavar="PX", help="side that cutouts are resampled to [1.75 cutouts]")
     hub.add_argument("--pca", type=int, metavar="D", help="project to D dimensions, fitted on the shelf")
@@ -187,6 +198,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("ask about exactly one of --id, --ra with --dec, and --cutout")
         if arguments.json and arguments.estimator:
             parser.error("--json prints the neighbours alone, and --estimator is of the redshift")
+    if arguments.command == "embed":
+        steps = arguments.plan or arguments.commit or arguments.part is not None or arguments.task is not None
+        if arguments.runner == "slurm" and arguments.slurm is None and not steps:
+            parser.error("--runner slurm needs --slurm FILE, settings like deploy/slurm/jeanzay.toml")
     # OpenMP threads that spin while they wait slow down everybody on a shared machine, themselves included
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return _leave(_run(arguments))

@@ -121,8 +121,21 @@ def _trained(folder: Path, report: Report, arguments: Namespace) -> int:
 
 
 def embed(arguments: Namespace) -> int:
+    from redshelf.service import bulk
     from redshelf.service.embedding import Pretrained, embed
 
+    shelf, encoder = _shelf(arguments), arguments.encoder
+    on_slurm = arguments.runner == "slurm"
+    doing = {"batch_size": arguments.batch_size, "device": arguments.device}
+    if arguments.part is not None or arguments.task is not None:
+        return _report(bulk.do(shelf, encoder=encoder, part=arguments.part, task=arguments.task, **doing), arguments)
+    if arguments.commit:
+        found = (
+            bulk.commit_or_resubmit(shelf, encoder=encoder)
+            if on_slurm
+            else {"rows": bulk.commit(shelf, encoder=encoder)}
+        )
+        return _report({"encoder": encoder, **found}, arguments)
     options = Pretrained(
         input_px=arguments.input_px,
         pca=arguments.pca,
@@ -131,16 +144,19 @@ def embed(arguments: Namespace) -> int:
         sha256=arguments.sha256,
         random_seed=arguments.random_seed,
     )
+    what: dict[str, Any] = {"encoder": encoder, "weights": arguments.weights, "options": options}
+    sizes = {"part_rows": arguments.part_rows, "task_parts": arguments.task_parts}
+    if arguments.plan:
+        plan = bulk.make_plan(shelf, **what, **sizes)
+        told = {"parts": 0} if plan is None else {"plan": plan.id, "parts": plan.parts, "tasks": plan.tasks}
+        return _report({"encoder": encoder, **told}, arguments)
+    if on_slurm:
+        return _report(bulk.submit(shelf, **what, **sizes, settings=arguments.slurm, gpu=arguments.gpu), arguments)
+    sizes = {"batch_size": arguments.batch_size, "part_rows": arguments.part_rows}
     revision, rows = embed(
-        _shelf(arguments),
-        encoder=arguments.encoder,
-        weights=arguments.weights,
-        options=options,
-        batch_size=arguments.batch_size,
-        device=arguments.device,
-        progress=_progress(),
+        shelf, **what, **sizes, device=arguments.device, runner=arguments.runner, progress=_progress()
     )
-    return _report({"encoder": arguments.encoder, "revision": revision, "rows": rows}, arguments)
+    return _report({"encoder": encoder, "revision": revision, "rows": rows}, arguments)
 
 
 def index(arguments: Namespace) -> int:

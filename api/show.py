@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -14,7 +15,7 @@ from redshelf.service.answers import NeighboursAnswer, RedshiftAnswer
 if TYPE_CHECKING:
     from redshelf.service.demo import DemoReport
     from redshelf.service.fit import FitReport
-    from redshelf.service.status import Status
+    from redshelf.service.status import Progress, Status
 
 UNKNOWN = "–"
 
@@ -116,6 +117,13 @@ def fit(report: FitReport) -> str:
     return f"{head}\n{table(('estimator', 'labels', 'effective', 'bias', 'sigma_MAD', 'outliers'), rows, left=2)}"
 
 
+def _embedding(e: Progress) -> str:
+    said = f"\nembedding  {e.encoder}: {e.done} of {e.parts} parts, {e.rows_done} of {e.rows} sources"
+    if e.rate is not None and e.seconds_left is not None:
+        said += f", {e.rate:.0f} a second, {timedelta(seconds=round(e.seconds_left))} left"
+    return said + (f"; SLURM jobs {', '.join(e.jobs)}" if e.jobs else "")
+
+
 def status(found: Status) -> str:
     """What there is, then what is missing."""
     lines = [
@@ -131,6 +139,7 @@ def status(found: Status) -> str:
             for e in found.encoders
         ]
         lines += ["", table(("encoder", "revision", "embedded", "recall", "fits"), rows, left=2)]
+    lines += [_embedding(e) for e in found.embedding]
     lines += ["", *[f"missing: {line}" for line in found.missing]] if found.missing else []
     return "\n".join(lines)
 

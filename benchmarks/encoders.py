@@ -36,6 +36,7 @@ from redshelf.indexing.batches import Reader, in_memory
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.memory import keep_freed_memory
 from redshelf.indexing.simulate import simulate
+from redshelf.indexing.vectors import cut
 from redshelf.models.encoder import Batch
 from redshelf.models.training import Objective, Sampler, train
 from redshelf.service.ingest import ingest
@@ -127,7 +128,7 @@ def prebuilt(plan: Plan, encoder: Any, rows: int) -> list[Batch]:
     """The batches of the first `rows` sources on the device, without those that no encoder is shown."""
     reader = reader_of(plan.shelf(rows), encoder)
     batches = []
-    for first, past in bulk.part_ranges(rows, plan.batch_size):
+    for first, past in cut((0, rows), plan.batch_size):
         stored = reader.span(first, past)
         batch = reader.batch(stored[stored.visible()])
         batch = batch if batch.pixels is None else replace(batch, pixels=batch.pixels.float())

@@ -1,71 +1,106 @@
-"""Bulk embedding by parts: encode, write uncommitted fragments and a receipt; one commit at the end.
+"""Bulk embedding by the parts of a plan: encode, write uncommitted fragments and a receipt; one commit at the end.
 
-`part_ranges` is the plan, arithmetic only; `embed_parts` does some of it, whatever runs it; `embed_all` is one machine
-that does all. A part is written while the next one is encoded, so that a killed run repeats at most two.
+`embed_parts` does some parts, whatever runs it; `commit` ends a plan; `embed_all` is one machine that does all. A part
+is written while the next one is encoded, so that a killed run repeats at most two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from redshelf.indexing import store
+from redshelf.indexing import partition, store
 from redshelf.indexing.batches import Reader
 from redshelf.indexing.files import alone
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.memory import keep_freed_memory
-from redshelf.indexing.vectors import Span, Vectors, cut, placed, vectors
+from redshelf.indexing.partition import Plan
+from redshelf.indexing.parts import commit_parts, done_parts, write_part
+from redshelf.indexing.vectors import Vectors, placed, vectors
 from redshelf.models.encoder import Encoder
-from redshelf.models.errors import BadInput
+from redshelf.models.errors import BadInput, Interrupted
 
-PART_ROWS, PART_ROWS_FLUXES = 16_384, 262_144
 # of a batch: on a CPU what its caches hold, on a GPU enough to fill it, without pixels what makes Python's part small
 BATCH_CPU, BATCH_GPU, BATCH_FLUXES = 64, 512, 32_768
-
-
-def part_ranges(rows: int, part_rows: int = PART_ROWS) -> list[Span]:
-    """[first, past-the-last) rows of each part: contiguous, ordered, none empty."""
-    if part_rows < 1:
-        raise BadInput(f"part_rows={part_rows}: expected at least 1")
-    return cut((0, rows), part_rows)
 
 
 def embed_parts(
     layout: Layout,
     encoder: Encoder,
-    reader: Reader,
-    parts: Sequence[tuple[int, Span]],
+    plan: Plan,
+    parts: Sequence[int],
     *,
-    receipts: Path,
-    batch_size: int,
-    device: str = "cpu",
+    batch_size: int | None = None,
+    device: str | None = None,
     progress: Callable[[int], object] = lambda rows: None,
+    stop: Iterable[str] = (),
 ) -> None:
-    """Embed the rows of `parts`, (number, span) each, and leave their receipts in `receipts`.
+    """Embed those of `parts` that have no receipt, and leave theirs. `encoder` comes back where it was.
 
-    `progress` is told of the rows of each batch. What was finished before an error has its receipt.
+    `progress` is told of the rows of each batch. As soon as `stop` has an element, a name for what said so, the part at
+    hand is finished and `Interrupted` raised. What was finished before an error has its receipt. `BadInput` for another
+    encoder than the plan's.
     """
+    for name in ("revision", "dim"):
+        if getattr(encoder, name) != getattr(plan, name):
+            raise BadInput(
+                f"the plan is for encoder {plan.encoder} of {name} {getattr(plan, name)}, and given is "
+                f"{encoder.name} of {name} {getattr(encoder, name)}"
+            )
+    if batch_size is not None and batch_size < 1:
+        raise BadInput(f"batch_size={batch_size}: expected at least 1")
+    receipts = partition.folder(layout, plan.encoder, plan.revision)
+    done = done_parts(receipts)
+    todo = [part for part in parts if part not in done]
+    reader = Reader(layout, layout.read_info(), bands=encoder.bands, needs=encoder.needs)
+    with placed(encoder, device) as place:
+        if batch_size is None:
+            on_gpu = place.startswith("cuda")
+            batch_size = BATCH_FLUXES if "pixels" not in encoder.needs else BATCH_GPU if on_gpu else BATCH_CPU
+        if place == "cpu":
+            keep_freed_memory()
+        _encode(layout, encoder, reader, plan, todo, batch_size=batch_size, device=place, progress=progress, stop=stop)
+
+
+def _encode(
+    layout: Layout,
+    encoder: Encoder,
+    reader: Reader,
+    plan: Plan,
+    todo: Sequence[int],
+    *,
+    batch_size: int,
+    device: str,
+    progress: Callable[[int], object],
+    stop: Iterable[str],
+) -> None:
     import pyarrow as pa
 
-    if batch_size < 1:
-        raise BadInput(f"batch_size={batch_size}: expected at least 1")
-    table, schema = layout.embeddings(encoder.name, encoder.revision), store.embeddings_schema(encoder.dim)
+    table, schema = layout.embeddings(plan.encoder, plan.revision), store.embeddings_schema(plan.dim)
+    receipts = partition.folder(layout, plan.encoder, plan.revision)
 
-    def write(part: int, first: int, whole: Vectors) -> None:
+    def write(part: int, first: int, whole: Vectors, facts: dict[str, Any]) -> None:
         rows = pa.array(np.arange(first, first + len(whole), dtype=np.int64))
         batch = pa.record_batch([rows, store.fixed_list(whole)], schema=schema)
-        store.write_part(table, schema, [batch], receipts=receipts, part=part, first_row=first)
+        facts |= {"zero_vectors": int((~whole.any(axis=1)).sum()), "device": device}
+        write_part(table, schema, [batch], receipts=receipts, part=part, first_row=first, plan=plan.id, facts=facts)
 
-    spans = [span for _, span in parts]
-    encoding = vectors(encoder, reader, spans, batch_size=batch_size, device=device)
+    encoding = vectors(encoder, reader, [plan.span(part) for part in todo], batch_size=batch_size, device=device)
     with ThreadPoolExecutor(1, "write") as writer, closing(encoding) as found:
         writing: Future[None] | None = None
-        for part, (first, past) in parts:
-            whole, at = np.empty((past - first, encoder.dim), dtype=np.float16), first
+        for number, part in enumerate(todo):
+            if told := list(stop):
+                if writing is not None:
+                    writing.result()
+                left = len(todo) - number
+                raise Interrupted(f"embedding stopped by {told[0]} before part {part}: {left} parts are left to do")
+            (first, past), began = plan.span(part), time.perf_counter()
+            whole, at = np.empty((past - first, plan.dim), dtype=np.float16), first
             while at < past:
                 start, values = next(found)
                 whole[start - first : start - first + len(values)] = values
@@ -73,9 +108,26 @@ def embed_parts(
                 progress(len(values))
             if writing is not None:
                 writing.result()
-            writing = writer.submit(write, part, first, whole)
+            writing = writer.submit(write, part, first, whole, {"encode_seconds": time.perf_counter() - began})
         if writing is not None:
             writing.result()
+
+
+def commit(layout: Layout, plan: Plan) -> int:
+    """Commit a plan whose parts are all done, and return the rows of the table; a second time changes nothing.
+
+    `Conflict` as `parts.commit_parts`.
+    """
+    return commit_parts(
+        layout.embeddings(plan.encoder, plan.revision),
+        store.embeddings_schema(plan.dim),
+        receipts=partition.folder(layout, plan.encoder, plan.revision),
+        parts=plan.parts,
+        plan=plan.id,
+    )
+
+
+Run = Callable[[Plan, list[int], Callable[[int], object]], None]  # does some parts, and tells of the rows
 
 
 def embed_all(
@@ -86,47 +138,28 @@ def embed_all(
     part_rows: int | None = None,
     progress: bool = False,
     device: str | None = None,
+    run: Run | None = None,
 ) -> int:
     """Embed every source that is not embedded yet; returns the rows of the finished table. Resumes after a kill.
 
     `device`: where the encoder computes, a GPU where there is one by default. Sizes that are not given go by device and
-    by what the encoder reads. Two runs of one embedding at once: the second raises `Conflict`.
+    by what the encoder reads. `run` does the parts, by default this process. Two runs of one embedding at once: the
+    second raises `Conflict`.
     """
     from tqdm import tqdm
 
-    images = "pixels" in encoder.needs
-    if part_rows is None:
-        part_rows = PART_ROWS if images else PART_ROWS_FLUXES
-    reader = Reader(layout, layout.read_info(), bands=encoder.bands, needs=encoder.needs)
-    table = layout.embeddings(encoder.name, encoder.revision)
     job = f"embed.{encoder.name}.{encoder.revision}"
     with alone(layout.work(f"{job}.lock"), f"another run is embedding {encoder.name} on {layout.root}"):
-        have = store.count_rows(table)
-        if have == reader.rows:
-            return have
-        ranges = [(a + have, b + have) for a, b in part_ranges(reader.rows - have, part_rows)]
-        receipts = layout.work(f"{job}.{have}-{reader.rows}.{part_rows}")  # only the same plan goes on from them
-        done = store.done_parts(receipts)
-        todo = [(part, span) for part, span in enumerate(ranges) if part not in done]
-        before = reader.rows - sum(past - first for _, (first, past) in todo)
+        plan = partition.make(layout, encoder, part_rows=part_rows)
+        if plan is None:
+            return store.count_rows(layout.embeddings(encoder.name, encoder.revision))
+        done = done_parts(partition.folder(layout, encoder.name, encoder.revision))
+        todo = [part for part in range(plan.parts) if part not in done]
+        before = plan.rows - sum(past - first for first, past in map(plan.span, todo))
         label = f"embed {encoder.name}"
-        with (
-            placed(encoder, device) as place,
-            tqdm(total=reader.rows, initial=before, unit=" sources", desc=label, disable=not progress) as bar,
-        ):
-            if batch_size is None:
-                batch_size = BATCH_FLUXES if not images else BATCH_GPU if place.startswith("cuda") else BATCH_CPU
-            if place == "cpu":
-                keep_freed_memory()
-            embed_parts(
-                layout,
-                encoder,
-                reader,
-                todo,
-                receipts=receipts,
-                batch_size=batch_size,
-                device=place,
-                progress=bar.update,
-            )
-        schema = store.embeddings_schema(encoder.dim)
-        return store.commit_parts(table, schema, receipts=receipts, parts=len(ranges), plan=receipts.name)
+        with tqdm(total=plan.rows, initial=before, unit=" sources", desc=label, disable=not progress) as bar:
+            if run is None:
+                embed_parts(layout, encoder, plan, todo, batch_size=batch_size, device=device, progress=bar.update)
+            else:
+                run(plan, todo, bar.update)
+        return commit(layout, plan)

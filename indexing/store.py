@@ -1,28 +1,19 @@
-"""The Lance tables: their schemas, and writing them by parts that are committed once.
-
-A part is written as uncommitted fragments and then a receipt, by atomic rename; `commit_parts` checks that the receipts
-are complete and contiguous, commits them in order under a file lock, and verifies `row == position`. A run that is
-killed repeats at most the part it was in.
-"""
+"""The Lance tables: their schemas, and the columns in and out of numpy. `indexing/parts` writes the large ones."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from filelock import FileLock
 
-from redshelf.indexing.files import read_json, write_json
-from redshelf.models.errors import BadInput, Conflict, NotFound
+from redshelf.models.errors import NotFound
 
+LAST_VERSION = 2**64 - 1  # Lance names version v's manifest by this minus v, so that the newest sorts first
 os.environ.setdefault("LANCE_LOG", "error")  # "No existing dataset, it will be created" is no warning to a user
 
 
@@ -132,134 +123,35 @@ def list_values(column: pa.ChunkedArray | pa.FixedSizeListArray) -> npt.NDArray[
     return np.asarray(values.reshape(len(array), array.type.list_size))
 
 
+def exists(path: Path) -> bool:
+    """Whether there is a version of the table; a first commit that failed leaves the folder alone."""
+    return any((path / "_versions").glob("*.manifest"))
+
+
 def open_table(path: Path, *, version: int | str | None = None) -> Any:
     """A Lance dataset; `NotFound` where there is none. `version` is a number or a tag."""
     import lance
 
-    if not (path / "_versions").is_dir():
+    if not exists(path):
         raise NotFound(f"no table {path.name} in {path.parent}")
     return lance.dataset(str(path), version=version)
 
 
 def count_rows(path: Path) -> int:
     """Rows of a table, 0 where there is none."""
-    return int(open_table(path).count_rows()) if (path / "_versions").is_dir() else 0
+    return int(open_table(path).count_rows()) if exists(path) else 0
 
 
-def _receipt_path(receipts: Path, part: int) -> Path:
-    return receipts / f"part-{part:06d}.json"
-
-
-def done_parts(receipts: Path) -> set[int]:
-    """The parts that have a receipt."""
-    return {int(p.stem.split("-")[1]) for p in receipts.glob("part-*.json")}
-
-
-def write_part(
-    table: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], *, receipts: Path, part: int, first_row: int
-) -> int:
-    """Write one part as uncommitted fragments and its receipt; returns its rows.
-
-    The batches' `row` column must count up from `first_row`; anything else is `BadInput` and leaves no receipt.
-    Whatever `batches` raises comes out as it was raised, and leaves none either.
-    """
-    from lance.fragment import write_fragments
-
-    started, next_row = time.perf_counter(), first_row
-    raised: list[Exception] = []
-
-    def checked() -> Iterable[pa.RecordBatch]:
-        nonlocal next_row
-        try:
-            for batch in batches:
-                rows = batch.column(batch.schema.get_field_index("row")).to_numpy()
-                if len(rows) and (rows[0] != next_row or (np.diff(rows) != 1).any()):
-                    raise BadInput(f"{table.name} part {part}: rows do not count up from {next_row}")
-                next_row += len(rows)
-                yield batch
-        except Exception as error:
-            raised.append(error)
-            raise
-
-    reader = pa.RecordBatchReader.from_batches(schema, checked())
-    try:
-        fragments = write_fragments(reader, str(table), schema=schema)
-    except OSError:  # also what Arrow's C interface makes of every exception of the batches, with its traceback as text
-        if not raised:
-            raise
-    if raised:
-        raise raised[0]
-    receipt = {
-        "part": part,
-        "first_row": first_row,
-        "rows": next_row - first_row,
-        "fragments": [f.to_json() for f in fragments],
-        "seconds": time.perf_counter() - started,
-    }
-    write_json(_receipt_path(receipts, part), receipt)
-    return next_row - first_row
-
-
-def _committed_plans(dataset: Any) -> set[str]:
-    plans = ((t.transaction_properties or {}).get("plan") for t in dataset.get_transactions() if t is not None)
-    return {plan for plan in plans if plan}
-
-
-def commit_parts(table: Path, schema: pa.Schema, *, receipts: Path, parts: int, plan: str) -> int:
-    """Commit all `parts` of `plan` at once, in order, and return the table's rows; removes the receipts.
-
-    Refuses (`Conflict`, naming them) missing parts and rows that do not continue the table. Committing a plan twice
-    changes nothing.
-    """
-    import lance
-    from lance.fragment import FragmentMetadata
-
-    receipts.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(receipts.parent / f"{table.name}.lock")):
-        version, rows = 0, 0
-        if (table / "_versions").is_dir():
-            dataset = open_table(table)
-            version, rows = int(dataset.version), int(dataset.count_rows())
-            if plan in _committed_plans(dataset):
-                shutil.rmtree(receipts, ignore_errors=True)
-                return rows
-        missing = sorted(set(range(parts)) - done_parts(receipts))
-        if missing:
-            raise Conflict(f"{table.name}: {len(missing)} of {parts} parts have no receipt, the first is {missing[0]}")
-        documents = [read_json(_receipt_path(receipts, part)) for part in range(parts)]
-        for document in documents:
-            if document["first_row"] != rows:
-                raise Conflict(
-                    f"{table.name} part {document['part']}: starts at row {document['first_row']}, expected {rows}"
-                )
-            rows += document["rows"]
-        fragments = [FragmentMetadata.from_json(json.dumps(f)) for d in documents for f in d["fragments"]]
-        overwrite, append = lance.LanceOperation.Overwrite, lance.LanceOperation.Append
-        operation = overwrite(schema, fragments) if version == 0 else append(fragments)
-        transaction = lance.Transaction(version, operation, transaction_properties={"plan": plan})
-        dataset = lance.LanceDataset.commit(str(table), transaction, read_version=version)
-        verify_rows(dataset, table.name, expected=rows)
-        shutil.rmtree(receipts, ignore_errors=True)
-        return rows
-
-
-def verify_rows(dataset: Any, name: str, *, expected: int) -> None:
-    """Raise `BadInput` unless the table has `expected` rows and `row == position` everywhere."""
-    position = 0
-    for batch in dataset.to_batches(columns=["row"]):
-        rows = batch.column(0).to_numpy()
-        if (rows != np.arange(position, position + len(rows))).any():
-            raise BadInput(f"{name}: row != position at or after position {position}")
-        position += len(rows)
-    if position != expected:
-        raise BadInput(f"{name}: {position} rows, expected {expected}")
+def version_file(path: Path, dataset: Any) -> Path:
+    """The manifest of the version that `dataset`, the table at `path`, is open at: it names the version's files."""
+    return path / "_versions" / f"{LAST_VERSION - dataset.version}.manifest"
 
 
 def replace_table(path: Path, table: pa.Table) -> None:
     """Write a small table whole as a new version (labels)."""
     import lance
 
-    lance.write_dataset(table, str(path), mode="overwrite" if (path / "_versions").is_dir() else "create")
+    lance.write_dataset(table, str(path), mode="overwrite" if exists(path) else "create")
 
 
 def tag(dataset: Any, name: str) -> None:

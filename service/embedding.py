@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from redshelf.indexing import ann, store
 from redshelf.indexing.batches import Reader, photometry, photometry_columns
 from redshelf.indexing.embed import embed_all
 from redshelf.indexing.layout import Layout
+from redshelf.indexing.runners import on_processes, on_ray
 from redshelf.models import checkpoint
 from redshelf.models.errors import BadInput, Conflict
 from redshelf.models.parallel import usable_device
@@ -64,6 +65,9 @@ class Pretrained:
                 raise BadInput(f"{option}={value}: expected {least} or more")
 
 
+AS_THEY_ARE = Pretrained()
+
+
 def published_encoder(layout: Layout, name: str, folder: Path, options: Pretrained, *, device: str = "cpu") -> Path:
     """Make the encoder `name` of the network published in `folder` and store it on the shelf; returns its folder."""
     from redshelf.models.foundation import load_pretrained
@@ -105,7 +109,7 @@ def find_encoder(
     name: str,
     *,
     weights: Path | None = None,
-    options: Pretrained = Pretrained(),
+    options: Pretrained = AS_THEY_ARE,
     device: str = "cpu",
 ) -> StoredEncoder:
     """The encoder called `name`: from the folder `weights`, else the newest of that name on the shelf.
@@ -114,7 +118,7 @@ def find_encoder(
     training and is made here when the shelf has none.
     """
     if weights is None:
-        if options != Pretrained():
+        if options != AS_THEY_ARE:
             raise BadInput("options of a published network go with the folder of its weights: name it")
         if name == "photometry" and name not in layout.encoders():
             return checkpoint.load(_photometry_folder(layout))
@@ -129,7 +133,7 @@ def find_encoder(
         folder = published_encoder(layout, name, weights, options, device=device)
         encoder = checkpoint.load(folder)
     else:
-        if options != Pretrained():
+        if options != AS_THEY_ARE:
             raise BadInput(f"{weights} holds an encoder of redshelf: options of a published network do not apply")
         encoder = checkpoint.load(weights)
         if encoder.name != name:
@@ -146,20 +150,38 @@ def embed(
     *,
     encoder: str,
     weights: Path | None = None,
-    options: Pretrained = Pretrained(),
+    options: Pretrained = AS_THEY_ARE,
     batch_size: int | None = None,
     device: str | None = None,
+    part_rows: int | None = None,
+    runner: Literal["local", "ray"] = "local",
     progress: bool = False,
 ) -> tuple[str, int]:
-    """Embed every source of the shelf; returns the revision and the rows of the embedding."""
+    """Embed every source of the shelf; returns the revision and the rows of the embedding.
+
+    Locally a machine of several GPUs uses them all, unless `device` names what to use: one, or several with commas.
+    """
     layout = Layout(root)
     layout.read_info()
-    if batch_size is not None and batch_size < 1:
-        raise BadInput(f"batch_size={batch_size}: expected 1 or more")
-    place = usable_device(device)
-    found = find_encoder(layout, encoder, weights=weights, options=options, device=place)
-    rows = embed_all(layout, found, batch_size=batch_size, device=place, progress=progress)
+    for name, size in (("batch_size", batch_size), ("part_rows", part_rows)):
+        if size is not None and size < 1:
+            raise BadInput(f"{name}={size}: expected 1 or more")
+    devices = _devices(device)
+    run = on_ray(layout, batch_size=batch_size) if runner == "ray" else None
+    found = find_encoder(layout, encoder, weights=weights, options=options, device=devices[0])
+    if run is None and len(devices) > 1:
+        run = on_processes(layout, devices, batch_size=batch_size)
+    sizes = {"batch_size": batch_size, "part_rows": part_rows}
+    rows = embed_all(layout, found, **sizes, device=devices[0], run=run, progress=progress)
     return found.revision, rows
+
+
+def _devices(device: str | None) -> list[str]:
+    import torch
+
+    if device is None and torch.cuda.device_count() > 1:
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [usable_device(one) for one in (device or "").split(",")] if device else [usable_device(None)]
 
 
 def build_index(root: Path, *, encoder: str) -> tuple[str, float]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from redshelf.indexing import catalogue as catalogues
-from redshelf.indexing import cutouts, labels, mosaic, store
+from redshelf.indexing import cutouts, labels, mosaic, parts, store
 from redshelf.indexing import survey as surveys
 from redshelf.indexing.catalogue import Catalogue
 from redshelf.indexing.files import alone, sha256
@@ -174,21 +174,27 @@ def _write_cutouts(
     from tqdm import tqdm
 
     schema = store.cutouts_schema(len(info.bands), info.cutout_px)
-    parts = plan(tile_of, part_rows)
+    cuts = plan(tile_of, part_rows)
     receipts = layout.work("ingest") / f"cutouts-{part_rows}"  # parts of another size are other parts
-    done = store.done_parts(receipts)
+    done, name = parts.done_parts(receipts), f"ingest-{info.fingerprint}"
     with tqdm(total=len(catalogue), unit="sources", desc="cutouts", disable=not progress) as bar:
-        for part in parts:
+        for part in cuts:
             if part.number not in done:
                 rows = slice(part.first_row, part.first_row + part.rows)
                 tile = tiles[part.tile] if part.tile >= 0 else None
                 ra, dec = catalogue.ra_deg[rows], catalogue.dec_deg[rows]
                 batches = cutouts.batches(info, tile, ra, dec, first_row=part.first_row)
-                store.write_part(
-                    layout.cutouts, schema, batches, receipts=receipts, part=part.number, first_row=part.first_row
+                parts.write_part(
+                    layout.cutouts,
+                    schema,
+                    batches,
+                    receipts=receipts,
+                    part=part.number,
+                    first_row=part.first_row,
+                    plan=name,
                 )
             bar.update(part.rows)
-    store.commit_parts(layout.cutouts, schema, receipts=receipts, parts=len(parts), plan=f"ingest-{info.fingerprint}")
+    parts.commit_parts(layout.cutouts, schema, receipts=receipts, parts=len(cuts), plan=name)
 
 
 def _source_batches(
@@ -221,10 +227,10 @@ def _write_sources(
 ) -> None:
     names = np.array([*(tile.name for tile in tiles), ""])[tile_of]  # -1 takes the last, no name
     schema = store.sources_schema(info.band_names)
-    receipts = layout.work("ingest") / "sources"
+    receipts, plan = layout.work("ingest") / "sources", f"ingest-{info.fingerprint}"
     batches = _source_batches(info, catalogue, names, schema)
-    store.write_part(layout.sources, schema, batches, receipts=receipts, part=0, first_row=0)
-    store.commit_parts(layout.sources, schema, receipts=receipts, parts=1, plan=f"ingest-{info.fingerprint}")
+    parts.write_part(layout.sources, schema, batches, receipts=receipts, part=0, first_row=0, plan=plan)
+    parts.commit_parts(layout.sources, schema, receipts=receipts, parts=1, plan=plan)
 
 
 def _fill(layout: Layout, survey: Survey, paths: TilePaths, *, mark: str, part_rows: int, progress: bool) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from redshelf.indexing import ann, columns, generation, store
+from redshelf.indexing import ann, columns, generation, parts, store
 from redshelf.indexing.batches import photometry, photometry_columns
 from redshelf.indexing.columns import Columns
 from redshelf.indexing.files import alone, manifest, read_json, verify
@@ -26,8 +26,6 @@ from redshelf.models.errors import BadInput, Conflict, NotFound, nearest
 from redshelf.service.fit import NOT_GALAXIES, read_labels
 from redshelf.service.redshift import estimate
 from redshelf.service.shelf import open_encoder, open_redshift
-
-LANCE_LAST_VERSION = 2**64 - 1  # Lance names version v's manifest by this minus v, so that the newest sorts first
 
 
 def _published_encoders(layout: Layout) -> list[PublishedEncoder]:
@@ -187,7 +185,7 @@ def _z_phot(
 
 def _table_files(path: Path, dataset: Any) -> list[Path]:
     data = [path / "data" / Path(f.path).name for fragment in dataset.get_fragments() for f in fragment.data_files()]
-    return [*data, path / "_versions" / f"{LANCE_LAST_VERSION - dataset.version}.manifest"]
+    return [*data, store.version_file(path, dataset)]
 
 
 def publish(root: Path, *, default_encoder: str | None = None, default_estimator: str | None = None) -> Generation:
@@ -246,6 +244,11 @@ def _publish(layout: Layout, default_encoder: str | None, default_estimator: str
         default_estimator=best[1] if best else None,
         files={name: FileFacts(**facts) for name, facts in manifest(layout.root, files).items()},
     )
+    for name in tables:
+        for file, facts in parts.recorded(paths[name]).items():
+            found = written.files.get(f"{paths[name].name}/{file}")
+            if found is not None and found.sha256 != facts["sha256"]:
+                raise Conflict(f"{paths[name].name}/{file} has changed since it was written: its sha256 differs")
     generation.write(layout, written)
     return written
 
@@ -266,7 +269,7 @@ def check(root: Path, number: int | None = None) -> list[str]:
         if name == "labels":
             continue
         try:
-            store.verify_rows(store.open_table(path, version=facts.version), name, expected=sources)
+            parts.verify_rows(store.open_table(path, version=facts.version), name, expected=sources)
         except BadInput as error:
             faults.append(str(error))
     return faults

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redshelf.indexing import ann, generation, store
+from redshelf.indexing import ann, generation, partition, slurm, store
 from redshelf.indexing.files import read_json
 from redshelf.indexing.layout import Layout
+from redshelf.indexing.parts import done_parts, read_receipt
+from redshelf.models.errors import BadInput
 from redshelf.service.fit import read_labels
 
 
@@ -25,6 +27,23 @@ class EncoderStatus:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far an open plan is. `rate`: rows a second over all that worked so far, `seconds_left` at that rate; None
+    before the first receipt. `jobs` of SLURM, newest submission last."""
+
+    encoder: str
+    revision: str
+    plan: str
+    parts: int
+    done: int
+    rows: int
+    rows_done: int
+    rate: float | None
+    seconds_left: float | None
+    jobs: list[str]
+
+
+@dataclass(frozen=True)
 class Status:
     survey: str
     bands: list[str]
@@ -34,6 +53,7 @@ class Status:
     n_cutouts: int
     encoders: list[EncoderStatus]
     generations: list[int]
+    embedding: list[Progress]
     missing: list[str]  # each with the command that makes it
 
 
@@ -77,6 +97,42 @@ def _missing(encoders: list[EncoderStatus], n_sources: int, n_labels: int, gener
     return lines
 
 
+def progress(layout: Layout) -> list[Progress]:
+    """Every open plan, from its receipts; a damaged receipt counts as none."""
+    found = []
+    for home, plan in partition.open_plans(layout).items():
+        receipts = []
+        for part in done_parts(home):
+            try:
+                receipts.append(read_receipt(home, part))
+            except (BadInput, OSError):
+                continue
+        rows_done = sum(receipt["rows"] for receipt in receipts)
+        rate = None
+        if receipts:
+            began = min(r["ended"] - r["write_seconds"] - r.get("encode_seconds", 0.0) for r in receipts)
+            rate = rows_done / max(max(r["ended"] for r in receipts) - began, 1e-9)
+        rows = plan.rows - plan.first_row
+        jobs = [
+            e[kind] for e in slurm.read_record(home).get("submitted", []) for kind in ("array", "commit") if e[kind]
+        ]
+        found.append(
+            Progress(
+                encoder=plan.encoder,
+                revision=plan.revision,
+                plan=plan.id,
+                parts=plan.parts,
+                done=len(receipts),
+                rows=rows,
+                rows_done=rows_done,
+                rate=rate,
+                seconds_left=None if rate is None else (rows - rows_done) / rate,
+                jobs=jobs,
+            )
+        )
+    return found
+
+
 def status(root: Path) -> Status:
     """The state of a shelf; `NotFound` where there is none."""
     layout = Layout(root)
@@ -92,5 +148,6 @@ def status(root: Path) -> Status:
         n_cutouts=counts[2],
         encoders=encoders,
         generations=published,
+        embedding=progress(layout),
         missing=_missing(encoders, counts[0], counts[1], published),
     )

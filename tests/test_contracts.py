@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from redshelf.indexing import columns, generation, store
+from redshelf.indexing import columns, generation, parts, store
 from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.models.bands import Band, State, ab_to_flux, asinh_magnitude, flux_to_ab, states
 from redshelf.models.encoder import KINDS, Batch, encoder_class
@@ -145,12 +145,14 @@ def _vectors(first: int, n: int) -> pa.RecordBatch:
 
 def test_parts_are_committed_once_in_order_and_whole(tmp_path: Path) -> None:
     table, receipts, schema = tmp_path / "e.lance", tmp_path / "work" / "e", store.embeddings_schema(4)
-    store.write_part(table, schema, [_vectors(30, 10)], receipts=receipts, part=1, first_row=30)
-    with pytest.raises(Conflict, match="1 of 2 parts have no receipt, the first is 0"):
-        store.commit_parts(table, schema, receipts=receipts, parts=2, plan="p")
-    store.write_part(table, schema, [_vectors(0, 20), _vectors(20, 10)], receipts=receipts, part=0, first_row=0)
-    assert store.commit_parts(table, schema, receipts=receipts, parts=2, plan="p") == 40
-    assert store.commit_parts(table, schema, receipts=receipts, parts=2, plan="p") == 40, (
+    parts.write_part(table, schema, [_vectors(30, 10)], receipts=receipts, part=1, first_row=30, plan="p")
+    with pytest.raises(Conflict, match="1 of 2 parts have no receipt: 0"):
+        parts.commit_parts(table, schema, receipts=receipts, parts=2, plan="p")
+    parts.write_part(
+        table, schema, [_vectors(0, 20), _vectors(20, 10)], receipts=receipts, part=0, first_row=0, plan="p"
+    )
+    assert parts.commit_parts(table, schema, receipts=receipts, parts=2, plan="p") == 40
+    assert parts.commit_parts(table, schema, receipts=receipts, parts=2, plan="p") == 40, (
         "committing twice changes nothing"
     )
     dataset = store.open_table(table)
@@ -162,8 +164,8 @@ def test_parts_are_committed_once_in_order_and_whole(tmp_path: Path) -> None:
 def test_a_part_whose_rows_do_not_count_up_leaves_no_receipt(tmp_path: Path) -> None:
     table, receipts, schema = tmp_path / "e.lance", tmp_path / "work" / "e", store.embeddings_schema(4)
     with pytest.raises(BadInput, match=r"^e\.lance part 0: rows do not count up from 20$"):
-        store.write_part(table, schema, [_vectors(0, 20), _vectors(21, 2)], receipts=receipts, part=0, first_row=0)
-    assert store.done_parts(receipts) == set()
+        parts.write_part(table, schema, [_vectors(0, 20), _vectors(21, 2)], receipts=receipts, part=0, first_row=0)
+    assert parts.done_parts(receipts) == set()
 
 
 def test_an_error_of_the_batches_comes_out_as_it_was_raised_with_its_cause(tmp_path: Path) -> None:
@@ -175,15 +177,15 @@ def test_an_error_of_the_batches_comes_out_as_it_was_raised_with_its_cause(tmp_p
 
     schema, receipts = store.embeddings_schema(4), tmp_path / "work" / "e"
     with pytest.raises(BadInput) as caught:
-        store.write_part(tmp_path / "e.lance", schema, batches(), receipts=receipts, part=0, first_row=0)
+        parts.write_part(tmp_path / "e.lance", schema, batches(), receipts=receipts, part=0, first_row=0)
     assert caught.value is wrong and caught.value.__cause__ is cause
-    assert store.done_parts(receipts) == set()
+    assert parts.done_parts(receipts) == set()
 
 
 def test_an_error_of_the_table_itself_is_not_hidden(tmp_path: Path) -> None:
     (tmp_path / "e.lance").write_text("a file where the table's folder should be")
     with pytest.raises(OSError, match=r"e\.lance"):
-        store.write_part(
+        parts.write_part(
             tmp_path / "e.lance", store.embeddings_schema(4), [_vectors(0, 5)],
             receipts=tmp_path / "work", part=0, first_row=0,
         )  # fmt: skip
@@ -192,11 +194,13 @@ def test_an_error_of_the_table_itself_is_not_hidden(tmp_path: Path) -> None:
 def test_a_plan_that_does_not_continue_the_table_is_refused(tmp_path: Path) -> None:
     table, schema = tmp_path / "e.lance", store.embeddings_schema(4)
     for plan, first in (("a", 0), ("b", 5)):
-        store.write_part(table, schema, [_vectors(first, 5)], receipts=tmp_path / plan, part=0, first_row=first)
-        store.commit_parts(table, schema, receipts=tmp_path / plan, parts=1, plan=plan)
-    store.write_part(table, schema, [_vectors(5, 5)], receipts=tmp_path / "c", part=0, first_row=5)
+        parts.write_part(
+            table, schema, [_vectors(first, 5)], receipts=tmp_path / plan, part=0, first_row=first, plan=plan
+        )
+        parts.commit_parts(table, schema, receipts=tmp_path / plan, parts=1, plan=plan)
+    parts.write_part(table, schema, [_vectors(5, 5)], receipts=tmp_path / "c", part=0, first_row=5, plan="c")
     with pytest.raises(Conflict, match="starts at row 5, expected 10"):
-        store.commit_parts(table, schema, receipts=tmp_path / "c", parts=1, plan="c")
+        parts.commit_parts(table, schema, receipts=tmp_path / "c", parts=1, plan="c")
     assert store.count_rows(table) == 10
 
 

@@ -16,10 +16,10 @@ from small_shelf import SmallShelf
 from torch import Tensor
 
 from redshelf.indexing import embed as bulk
-from redshelf.indexing import store
+from redshelf.indexing import partition, parts, store
 from redshelf.indexing.batches import Reader
 from redshelf.indexing.layout import Layout
-from redshelf.indexing.vectors import ahead, vectors
+from redshelf.indexing.vectors import ahead, cut, vectors
 from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput
 
@@ -183,7 +183,7 @@ def test_an_error_of_another_thread_comes_out_as_it_was_raised(
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(Reader if broken == "span" else store, broken, fail)
+    monkeypatch.setattr(Reader if broken == "span" else bulk, broken, fail)
     before = threading.active_count()
     with pytest.raises(OSError, match="no space left"):
         bulk.embed_all(shelf.layout, Sums(), batch_size=5, part_rows=20)
@@ -191,13 +191,14 @@ def test_an_error_of_another_thread_comes_out_as_it_was_raised(
 
 
 def test_progress_counts_every_row_that_is_new(shelf: SmallShelf) -> None:
-    reader = Reader(shelf.layout, shelf.info, bands=Sums.bands, needs=Sums.needs)
     told: list[int] = []
-    parts = bulk.part_ranges(N, 25)
-    options = {"receipts": shelf.layout.work("r"), "batch_size": 10, "progress": told.append}
-    bulk.embed_parts(shelf.layout, Sums(), reader, [(1, parts[1]), (2, parts[2])], **options)  # type: ignore[arg-type]
+    plan = partition.make(shelf.layout, Sums(), part_rows=25)
+    assert plan is not None
+    bulk.embed_parts(shelf.layout, Sums(), plan, [1, 2], batch_size=10, progress=told.append)
     assert told == [10, 10, 5, 10]
-    assert store.done_parts(shelf.layout.work("r")) == {1, 2}
+    assert parts.done_parts(shelf.layout.work("embed.sums.1")) == {1, 2}
+    bulk.embed_parts(shelf.layout, Sums(), plan, [1, 0], batch_size=10, progress=told.append)
+    assert told[4:] == [10, 10, 5], "part 1 was done"
 
 
 def test_jobs_ahead_come_in_order_and_are_no_more_than_asked_for() -> None:
@@ -260,7 +261,7 @@ def test_a_gpu_gives_the_vectors_of_the_cpu_and_the_encoder_comes_back(shelf: Sm
     torch.manual_seed(0)
     encoder = MultiBandViT(small_shelf.NAMES, groups=[["g", "r"], ["i", "z"]], cutout_px=8, size=Size(32, 2, 2, 4))
     reader = Reader(shelf.layout, shelf.info, bands=encoder.bands, needs=encoder.needs)
-    spans = bulk.part_ranges(N, 20)
+    spans = cut((0, N), 20)
     on_cpu = np.concatenate([v for _, v in vectors(encoder, reader, spans, batch_size=7)])
     bulk.embed_all(shelf.layout, encoder, batch_size=7, part_rows=20, device="cuda")
     assert next(encoder.parameters()).device.type == "cpu"

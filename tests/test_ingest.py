@@ -18,7 +18,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from filelock import FileLock
 
-from redshelf.indexing import store
+from redshelf.indexing import parts, store
 from redshelf.indexing.layout import Layout
 from redshelf.models.bands import State
 from redshelf.models.errors import BadInput, Conflict
@@ -191,29 +191,29 @@ def test_sources_carry_the_catalogue(survey_file: Path, ingested: tuple[Path, In
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from redshelf.indexing import store
+from redshelf.indexing import parts
 from redshelf.service.ingest import ingest
-write, left = store.write_part, int(sys.argv[3])
+write, left = parts.write_part, int(sys.argv[3])
 def counting(*args, **kwargs):
     global left
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     left -= 1
     return write(*args, **kwargs)
-store.write_part = counting
+parts.write_part = counting
 ingest(Path(sys.argv[1]), Path(sys.argv[2]), part_rows=8)
 """
 
 
-@pytest.mark.parametrize("parts", [0, 3, 9])  # 9: all cutouts are committed, no source is
+@pytest.mark.parametrize("done", [0, 3, 9])  # 9: all cutouts are committed, no source is
 def test_a_killed_ingest_resumes_to_the_same_shelf(
-    survey_file: Path, ingested: tuple[Path, IngestReport], tmp_path: Path, parts: int
+    survey_file: Path, ingested: tuple[Path, IngestReport], tmp_path: Path, done: int
 ) -> None:
     shelf = tmp_path / "s"
-    child = subprocess.run([sys.executable, "-c", KILLED, str(survey_file), str(shelf), str(parts)], check=False)
+    child = subprocess.run([sys.executable, "-c", KILLED, str(survey_file), str(shelf), str(done)], check=False)
     assert child.returncode == -signal.SIGKILL
     receipts = shelf / "work" / "ingest" / "cutouts-8"
-    assert len(store.done_parts(receipts)) == (parts if parts < 9 else 0)
+    assert len(parts.done_parts(receipts)) == (done if done < 9 else 0)
     report = ingest(survey_file, shelf, part_rows=8)
     assert not report.labels_only and report.states == ingested[1].states
     assert_same_rows(shelf, ingested[0])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from redshelf.indexing import embed as bulk
-from redshelf.indexing import generation, store
+from redshelf.indexing import generation, parts, store
 from redshelf.indexing.layout import Layout
 from redshelf.models.errors import BadInput, Conflict, NotFound
 from redshelf.service.embedding import build_index, embed, find_encoder
@@ -156,15 +156,6 @@ def test_an_encoder_whose_weights_were_altered_is_refused(own_shelf: Path) -> No
         find_encoder(Layout(own_shelf), "vit")
 
 
-def test_part_ranges_cover_every_row_once() -> None:
-    for rows in (0, 1, 7, 100, 101):
-        for size in (1, 3, 100, 1000):
-            spans = bulk.part_ranges(rows, size)
-            assert [r for a, b in spans for r in range(a, b)] == list(range(rows))
-    with pytest.raises(BadInput, match="part_rows=0"):
-        bulk.part_ranges(5, 0)
-
-
 def test_an_embedding_killed_between_parts_resumes_without_losing_or_doubling_a_row(own_shelf: Path) -> None:
     layout = Layout(own_shelf)
     revision = layout.newest("vit")
@@ -174,18 +165,18 @@ def test_an_embedding_killed_between_parts_resumes_without_losing_or_doubling_a_
         """
         import os, signal, sys
         from pathlib import Path
-        from redshelf.indexing import embed as bulk, store
+        from redshelf.indexing import embed as bulk
         from redshelf.indexing.layout import Layout
         from redshelf.service.embedding import find_encoder
         layout = Layout(Path(sys.argv[1]))
-        write, seen = store.write_part, []
+        write, seen = bulk.write_part, []
         def write_part(*args, **kwargs):
             rows = write(*args, **kwargs)
             seen.append(rows)
             if len(seen) == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
             return rows
-        store.write_part = write_part
+        bulk.write_part = write_part
         bulk.embed_all(layout, find_encoder(layout, "vit"), part_rows=40)
         """
     )
@@ -194,7 +185,7 @@ def test_an_embedding_killed_between_parts_resumes_without_losing_or_doubling_a_
     process = subprocess.run([sys.executable, "-c", killed, str(own_shelf)], env=environment, check=False)
     assert process.returncode == -9
     assert store.count_rows(layout.embeddings("vit", revision)) == 0, "nothing is visible before the commit"
-    assert len(store.done_parts(layout.work(f"embed.vit.{revision}.0-300.40"))) == 4
+    assert len(parts.done_parts(layout.work(f"embed.vit.{revision}"))) == 4
     assert bulk.embed_all(layout, find_encoder(layout, "vit"), part_rows=40) == 300
     again = store.open_table(layout.embeddings("vit", revision)).to_table()
     assert again["row"].to_pylist() == list(range(300))

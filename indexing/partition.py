@@ -1,0 +1,208 @@
+"""The plan of a bulk embedding, apart from the doing: which rows are which part, and what they are made from.
+
+`Plan` is arithmetic on a few numbers, written to plan.json beside the receipts. Whatever runs a part reads it from
+there, and refuses it on another shelf, on other inputs, or with other weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from redshelf.indexing import store
+from redshelf.indexing.files import read_json, sha256, write_json
+from redshelf.indexing.layout import Layout
+from redshelf.models.encoder import Encoder
+from redshelf.models.errors import BadInput, Conflict, NotFound
+
+PART_ROWS, PART_ROWS_FLUXES = 16_384, 262_144  # under five minutes on a GPU: a task is told to end six before it must
+TASK_PARTS = 8
+PLAN_FILE = "plan.json"
+
+Span = tuple[int, int]  # first row, past the last
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows `first_row` to `rows` of a shelf through one encoder, in parts of `part_rows`, `task_parts` of them a task.
+
+    `inputs`: sha256 of the manifest of each table read, which names every file of its version. `weights_sha256` is of
+    the file; the revision is a hash of weights, config and preprocessing. Parts and tasks count from 0.
+    """
+
+    encoder: str
+    revision: str
+    weights_sha256: str
+    dim: int
+    fingerprint: str
+    inputs: dict[str, str]
+    first_row: int
+    rows: int
+    part_rows: int
+    task_parts: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("first_row", 0), ("rows", self.first_row), ("part_rows", 1), ("task_parts", 1)):
+            if getattr(self, name) < least:
+                raise BadInput(f"{name}={getattr(self, name)}: expected at least {least}")
+
+    @property
+    def id(self) -> str:
+        """16 hex digits that no other plan has."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def parts(self) -> int:
+        return math.ceil((self.rows - self.first_row) / self.part_rows)
+
+    @property
+    def tasks(self) -> int:
+        return math.ceil(self.parts / self.task_parts)
+
+    def span(self, part: int) -> Span:
+        """The rows of a part; `BadInput` for one that the plan has not."""
+        if not 0 <= part < self.parts:
+            raise BadInput(f"part {part}: the plan has parts 0 to {self.parts - 1}")
+        first = self.first_row + part * self.part_rows
+        return first, min(first + self.part_rows, self.rows)
+
+    def parts_of(self, task: int) -> range:
+        """The parts of a task; `BadInput` for one that the plan has not."""
+        if not 0 <= task < self.tasks:
+            raise BadInput(f"task {task}: the plan has tasks 0 to {self.tasks - 1}")
+        return range(task * self.task_parts, min((task + 1) * self.task_parts, self.parts))
+
+    def tasks_of(self, parts: set[int]) -> list[int]:
+        """The tasks that any of `parts` belongs to."""
+        return sorted({part // self.task_parts for part in parts})
+
+
+def folder(layout: Layout, encoder: str, revision: str) -> Path:
+    """Where plan and receipts of an embedding lie until it is committed."""
+    return layout.work(f"embed.{encoder}.{revision}")
+
+
+def _inputs(layout: Layout, needs: frozenset[str]) -> dict[str, str]:
+    tables = {"sources": layout.sources} | ({"cutouts": layout.cutouts} if "pixels" in needs else {})
+    return {name: sha256(store.version_file(path, store.open_table(path))) for name, path in tables.items()}
+
+
+def propose(
+    layout: Layout, encoder: Encoder, *, part_rows: int | None = None, task_parts: int | None = None
+) -> Plan | None:
+    """The plan for the rows that `encoder` has not embedded yet, None where there are none; nothing is written. A plan
+    that is open is gone on with.
+
+    `Conflict` where the open one was made with other sizes, or for another state of the shelf.
+    """
+    rows = int(store.open_table(layout.sources).count_rows())
+    have = store.count_rows(layout.embeddings(encoder.name, encoder.revision))
+    if have == rows:
+        return None
+    weights = layout.model(encoder.name, encoder.revision) / "weights.safetensors"
+    plan = Plan(
+        encoder=encoder.name,
+        revision=encoder.revision,
+        weights_sha256=sha256(weights) if weights.is_file() else "",
+        dim=encoder.dim,
+        fingerprint=layout.read_info().fingerprint,
+        inputs=_inputs(layout, encoder.needs),
+        first_row=have,
+        rows=rows,
+        part_rows=(PART_ROWS if "pixels" in encoder.needs else PART_ROWS_FLUXES) if part_rows is None else part_rows,
+        task_parts=TASK_PARTS if task_parts is None else task_parts,
+    )
+    home = folder(layout, encoder.name, encoder.revision)
+    if not (home / PLAN_FILE).is_file():
+        return plan
+    found = read(home)
+    for name, asked in (("part_rows", part_rows), ("task_parts", task_parts)):
+        if asked is not None and asked != getattr(found, name):
+            raise Conflict(f"an open plan has {name}={getattr(found, name)}, not {asked}: finish it, or remove {home}")
+    _same(found, plan, home)
+    return found
+
+
+def make(
+    layout: Layout,
+    encoder: Encoder,
+    *,
+    part_rows: int | None = None,
+    task_parts: int | None = None,
+    agreed: Callable[[Plan], object] = lambda plan: None,
+) -> Plan | None:
+    """`propose`, and write the plan where whoever does its parts finds it, unless `agreed` raises."""
+    with FileLock(str(folder(layout, encoder.name, encoder.revision)) + ".plan.lock"):
+        plan = propose(layout, encoder, part_rows=part_rows, task_parts=task_parts)
+        if plan is not None:
+            agreed(plan)
+            write(layout, plan)
+    return plan
+
+
+def write(layout: Layout, plan: Plan) -> Path:
+    """Write the plan, and return the file; one that is there is left alone."""
+    path = folder(layout, plan.encoder, plan.revision) / PLAN_FILE
+    if not path.is_file():
+        shutil.rmtree(path.parent, ignore_errors=True)  # a receipt that came after the commit of an earlier plan
+        write_json(path, {**asdict(plan), "id": plan.id, "parts": plan.parts, "tasks": plan.tasks})
+    return path
+
+
+def _same(found: Plan, now: Plan, home: Path) -> None:
+    for name in ("encoder", "revision", "weights_sha256", "dim", "fingerprint", "inputs", "first_row", "rows"):
+        if getattr(found, name) != getattr(now, name):
+            raise Conflict(
+                f"the plan in {home} was made for another {name} ({getattr(found, name)}, now {getattr(now, name)}): "
+                "remove that folder to begin anew"
+            )
+
+
+def read(home: Path) -> Plan:
+    """The plan in `home`; `BadInput` where it was altered."""
+    document: dict[str, Any] = read_json(home / PLAN_FILE)
+    try:
+        told = [document.pop(name) for name in ("id", "parts", "tasks")]
+        plan = Plan(**document)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise BadInput(f"{home / PLAN_FILE} is no plan of this redshelf: {error}") from error
+    if told != [plan.id, plan.parts, plan.tasks]:
+        raise BadInput(f"{home / PLAN_FILE} was altered: its content gives id {plan.id}, it says {told[0]}")
+    return plan
+
+
+def find(layout: Layout, encoder: str) -> tuple[Plan, Path]:
+    """The open plan of an encoder, checked against the shelf, and its folder.
+
+    `NotFound` where there is none, `Conflict` where there are several or the shelf has changed since.
+    """
+    known = open_plans(layout)
+    homes = [home for home, plan in known.items() if plan.encoder == encoder]
+    if not homes:
+        raise NotFound(f"no open plan for encoder {encoder!r} on {layout.root}: make one with `redshelf embed --plan`")
+    if len(homes) > 1:
+        raise Conflict(f"{len(homes)} plans are open for encoder {encoder!r}: remove those not wanted of {homes}")
+    plan = known[homes[0]]
+    needs = frozenset({"pixels"} if "cutouts" in plan.inputs else ())
+    for name, now in (("fingerprint", layout.read_info().fingerprint), ("inputs", _inputs(layout, needs))):
+        if getattr(plan, name) != now:
+            raise Conflict(f"the plan in {homes[0]} was made for another shelf: its {name} differs; remove that folder")
+    return plan, homes[0]
+
+
+def open_plans(layout: Layout) -> dict[Path, Plan]:
+    """The plans that are not committed, by folder."""
+    found = {}
+    for path in sorted(layout.work("").glob(f"embed.*/{PLAN_FILE}")):
+        with suppress(FileNotFoundError):  # committed at this moment
+            found[path.parent] = read(path.parent)
+    return found

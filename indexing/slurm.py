@@ -1,0 +1,268 @@
+"""Bulk embedding on SLURM: an array of one-GPU tasks over a plan, then a job that commits, or sends what is missing.
+
+Account, constraint, QoS and modules come from a settings file (`deploy/slurm/jeanzay.toml`); the scripts are templates
+beside this module. Limits are checked before anything is written. Tasks that are killed need no one: the commit runs
+after any end of the array, and resubmits only the tasks that miss parts, at most `ATTEMPTS` times.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+import shlex
+import shutil
+import subprocess
+import time
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from redshelf.indexing import partition
+from redshelf.indexing.files import read_json, write_json
+from redshelf.indexing.layout import Layout
+from redshelf.indexing.partition import Plan
+from redshelf.indexing.parts import done_parts, ranges
+from redshelf.models.errors import BadInput, Conflict, nearest
+
+ATTEMPTS = 3  # resubmissions of tasks that miss parts
+RECORD = "slurm.json"
+TEMPLATES = Path(__file__).parent / "templates"
+PLACEHOLDER = "xxx@"  # of the settings file that comes with redshelf
+
+Duration = Annotated[str, Field(pattern=r"^(\d+-)?\d{1,3}:\d\d:\d\d$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Resources(_Section):
+    """What one kind of job asks for. `arch` is a line of setup of its own; `extra` are further sbatch options."""
+
+    account: str | None = None
+    partition: str | None = None
+    constraint: str | None = None
+    qos: str | None = None
+    time: Duration
+    cpus_per_task: int = Field(ge=1)
+    arch: str = ""
+    batch_size: int | None = Field(default=None, ge=1)
+    extra: list[str] = []
+
+
+class Limit(_Section):
+    time: Duration
+    jobs: int = Field(ge=1)
+
+
+class SlurmSettings(_Section):
+    """The settings file. `setup`: shell lines before the command, in which {arch} stands for the kind's own."""
+
+    setup: list[str] = []
+    command: str = "redshelf"
+    hint: Literal["nomultithread", ""] = ""
+    signal_seconds: int = Field(default=360, ge=60)
+    at_once: int | None = Field(default=None, ge=1)
+    gres: str = "gpu:1"
+    gpu: dict[str, Resources] = Field(min_length=1)
+    commit: Resources
+    limits: dict[str, Limit] = {}
+
+
+def load(path: Path) -> SlurmSettings:
+    """Read and check a settings file; `BadInput` naming the key, its value and what was expected."""
+    if not path.is_file():
+        raise BadInput(f"SLURM settings {path} do not exist: copy deploy/slurm/jeanzay.toml")
+    try:
+        return SlurmSettings.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not valid TOML: {error}") from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        said = f"{key}={fault['input']!r}: {fault['msg']}"
+        if fault["type"] == "extra_forbidden":
+            said = f"unknown setting {key!r}; {nearest(str(fault['loc'][-1]), _known(fault['loc']))}"
+        raise BadInput(f"{path}: {said}") from error
+
+
+def _known(place: tuple[int | str, ...]) -> list[str]:
+    sections: dict[str, type[BaseModel]] = {"gpu": Resources, "commit": Resources, "limits": Limit}
+    return list(sections.get(str(place[0]) if len(place) > 1 else "", SlurmSettings).model_fields)
+
+
+def seconds(duration: str) -> int:
+    """Of a wall time like 20:00:00 or 1-00:00:00."""
+    days, _, clock = duration.rpartition("-")
+    hours, minutes, rest = (int(part) for part in clock.split(":"))
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest
+
+
+def _directives(settings: SlurmSettings, wants: Resources, *, gpu: bool) -> list[str]:
+    options = {
+        "account": wants.account,
+        "partition": wants.partition,
+        "constraint": wants.constraint,
+        "qos": wants.qos,
+        "time": wants.time,
+        "cpus-per-task": wants.cpus_per_task,
+        "gres": settings.gres if gpu and settings.gres else None,
+        "hint": settings.hint or None,
+    }
+    return [f"--{name}={value}" for name, value in options.items() if value is not None] + wants.extra
+
+
+def _setup(settings: SlurmSettings, wants: Resources) -> list[str]:
+    return [line.replace("{arch}", wants.arch) for line in settings.setup if line != "{arch}" or wants.arch]
+
+
+def _render(template: str, **values: Any) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string((TEMPLATES / template).read_text(encoding="utf-8")).render(**values)
+
+
+def _sbatch(script: str, *options: str) -> str:
+    """What sbatch answers; `BadInput` with what it says where it refuses."""
+    command = ["sbatch", "--parsable", *options]
+    told = subprocess.run(command, input=script, capture_output=True, text=True, check=False, timeout=120)
+    if told.returncode:
+        raise BadInput(f"sbatch refuses: {(told.stderr or told.stdout).strip()}")
+    return told.stdout.strip().partition(";")[0]
+
+
+def choose(settings: SlurmSettings, gpu: str | None) -> tuple[str, Resources]:
+    """The kind of GPU to ask for; `BadInput` where the name is unknown, or lacks and there are several."""
+    if gpu is None and len(settings.gpu) == 1:
+        gpu = next(iter(settings.gpu))
+    if gpu is None or gpu not in settings.gpu:
+        raise BadInput(f"GPU {gpu!r}: the settings have {', '.join(sorted(settings.gpu))}; name one with --gpu")
+    return gpu, settings.gpu[gpu]
+
+
+def check_site(settings: SlurmSettings, gpu: str | None) -> None:
+    """Raise `BadInput` unless SLURM is here, knows accounts, QoS and partitions, and the wall times are allowed."""
+    _, wants = choose(settings, gpu)
+    if not shutil.which("sbatch"):
+        raise BadInput("there is no sbatch on the PATH: SLURM is not installed here, or its module is not loaded")
+    for what, resources in (("gpu", wants), ("commit", settings.commit)):
+        if (resources.account or "").startswith(PLACEHOLDER):
+            raise BadInput(f"account {resources.account!r}: put your project in the place of 'xxx' in the settings")
+        limit = settings.limits.get(resources.qos or "")
+        if limit is not None and seconds(resources.time) > seconds(limit.time):
+            raise BadInput(f"time {resources.time}: QoS {resources.qos} allows {limit.time}")
+        lines = "".join(f"#SBATCH {line}\n" for line in _directives(settings, resources, gpu=what == "gpu"))
+        _sbatch(f"#!/bin/bash\n{lines}true\n", "--test-only")
+    if seconds(wants.time) <= settings.signal_seconds:
+        raise BadInput(
+            f"time {wants.time}: a task is told to end {settings.signal_seconds} s before, so nothing is left"
+        )
+
+
+def check_size(settings: SlurmSettings, gpu: str | None, plan: Plan) -> None:
+    """Raise `BadInput` for a plan of more tasks than the QoS or the cluster takes at once."""
+    _, wants = choose(settings, gpu)
+    limit = settings.limits.get(wants.qos or "")
+    if limit is not None and plan.tasks + 1 > limit.jobs:
+        raise BadInput(
+            f"{plan.tasks} tasks and a commit: QoS {wants.qos} takes {limit.jobs} jobs; ask for larger tasks "
+            f"(--task-parts {-(-plan.parts // max(1, limit.jobs - 1))})"
+        )
+    told = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False, timeout=120)
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", told.stdout)
+    if found and plan.tasks > int(found[1]):
+        raise BadInput(
+            f"{plan.tasks} tasks: this cluster's arrays have at most {found[1]}; ask for larger tasks "
+            f"(--task-parts {-(-plan.parts // int(found[1]))})"
+        )
+
+
+def _active(jobs: list[str]) -> list[str]:
+    """Those of our jobs that SLURM still has in its queue."""
+    told = subprocess.run(
+        ["squeue", "--noheader", "--format=%A %F", f"--user={getpass.getuser()}"],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    if told.returncode:
+        raise Conflict(f"squeue does not answer, so nothing is submitted: {told.stderr.strip()}")
+    queued = set(told.stdout.split())
+    return [job for job in jobs if job in queued]
+
+
+def read_record(home: Path) -> dict[str, Any]:
+    """{"settings", "gpu", "submitted": [{"array", "commit", "tasks", "when"}]} of a plan's folder; empty for none."""
+    path = home / RECORD
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def submit(
+    layout: Layout, plan: Plan, settings: SlurmSettings, *, gpu: str | None, own_job: str | None = None
+) -> dict[str, Any]:
+    """Submit the tasks that miss parts, and the commit after them; returns {"array", "commit", "tasks"}.
+
+    `Conflict` where jobs of this plan are still queued or run (`own_job` apart).
+    """
+    gpu, wants = choose(settings, gpu)
+    home, root = partition.folder(layout, plan.encoder, plan.revision), layout.root.resolve()
+    record = read_record(home) or {"submitted": []}
+    before = [
+        job for entry in record["submitted"] for job in (entry["array"], entry["commit"]) if job and job != own_job
+    ]
+    if active := _active(before):
+        raise Conflict(f"plan {plan.id} is already in the queue as job {', '.join(active)}: cancel it, or let it end")
+    tasks = plan.tasks_of(set(range(plan.parts)) - done_parts(home))
+    logs = layout.work("logs") / f"slurm-{plan.encoder}.{plan.id}"
+    logs.mkdir(parents=True, exist_ok=True)
+    common = {
+        "name": f"embed-{plan.encoder}",
+        "logs": logs.resolve(),
+        "command": settings.command,
+        "shelf": shlex.quote(str(root)),
+        "encoder": shlex.quote(plan.encoder),
+    }
+    entry: dict[str, Any] = {"array": "", "commit": "", "tasks": ranges(tasks), "when": time.time()}
+    dependency: tuple[str, ...] = ()
+    if tasks:
+        script = _render(
+            "slurm-array.sh",
+            **common,
+            tasks=ranges(tasks),
+            at_once=settings.at_once,
+            directives=_directives(settings, wants, gpu=True),
+            signal_seconds=settings.signal_seconds,
+            setup=_setup(settings, wants),
+            options=f" --batch-size {wants.batch_size}" if wants.batch_size else "",
+        )
+        entry["array"] = _sbatch(script)
+        dependency = (f"--dependency=afterany:{entry['array']}",)
+    script = _render(
+        "slurm-commit.sh",
+        **common,
+        directives=_directives(settings, settings.commit, gpu=False),
+        setup=_setup(settings, settings.commit),
+    )
+    entry["commit"] = _sbatch(script, *dependency)
+    record |= {"settings": settings.model_dump(), "gpu": gpu, "submitted": [*record["submitted"], entry]}
+    write_json(home / RECORD, record)
+    return entry
+
+
+def resubmit(layout: Layout, plan: Plan, *, own_job: str | None) -> dict[str, Any] | None:
+    """Send the tasks that miss parts once more; None where there are none. `Conflict` naming them after `ATTEMPTS`."""
+    home = partition.folder(layout, plan.encoder, plan.revision)
+    record = read_record(home)
+    missing = set(range(plan.parts)) - done_parts(home)
+    if not missing:
+        return None
+    if not record or len(record["submitted"]) > ATTEMPTS:
+        raise Conflict(
+            f"plan {plan.id}: parts {ranges(missing)} miss after {ATTEMPTS} resubmissions; see the logs in "
+            f"{layout.work('logs')}, then run the same `redshelf embed --runner slurm` again"
+        )
+    settings = SlurmSettings.model_validate(record["settings"])
+    return submit(layout, plan, settings, gpu=record["gpu"], own_job=own_job)

@@ -1,0 +1,151 @@
+"""Bulk embedding step by step, as schedulers call it: plan, parts, commit; and the submission to SLURM.
+
+`service/embedding.embed` does all of it in one call, on this machine or on a Ray cluster.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from redshelf.indexing import partition, slurm, store
+from redshelf.indexing.embed import commit as commit_plan
+from redshelf.indexing.embed import embed_parts
+from redshelf.indexing.files import alone
+from redshelf.indexing.layout import Layout
+from redshelf.indexing.partition import Plan
+from redshelf.indexing.parts import done_parts
+from redshelf.models import checkpoint
+from redshelf.models.errors import BadInput, Conflict
+from redshelf.models.resume import stop_signals
+from redshelf.service.embedding import AS_THEY_ARE, Pretrained, find_encoder
+
+
+def make_plan(
+    root: Path,
+    *,
+    encoder: str,
+    weights: Path | None = None,
+    options: Pretrained = AS_THEY_ARE,
+    part_rows: int | None = None,
+    task_parts: int | None = None,
+    agreed: Callable[[Plan], object] = lambda plan: None,
+) -> Plan | None:
+    """Write plan.json for what `encoder` has not embedded yet and return it; None where nothing is left.
+
+    An open plan is gone on with; `agreed` may refuse a plan by raising. Raises as `find_encoder`, `partition.propose`.
+    """
+    layout = Layout(root)
+    layout.read_info()
+    found = find_encoder(layout, encoder, weights=weights, options=options)
+    return partition.make(layout, found, part_rows=part_rows, task_parts=task_parts, agreed=agreed)
+
+
+def _submitting(layout: Layout, encoder: str) -> AbstractContextManager[None]:
+    return alone(layout.work(f"submit.{encoder}.lock"), f"another process submits {encoder} on {layout.root}")
+
+
+def do(
+    root: Path,
+    *,
+    encoder: str,
+    part: int | None = None,
+    task: int | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+) -> dict[str, int]:
+    """Do one part, or the parts of one task, of the open plan of `encoder`; those that have a receipt are left.
+
+    After SIGUSR1 or SIGTERM the part at hand is finished and `Interrupted` raised, unless it was the last.
+    """
+    if (part is None) == (task is None):
+        raise BadInput("give a part or a task, not both")
+    layout = Layout(root)
+    plan, home = partition.find(layout, encoder)
+    parts = [part] if part is not None else list(plan.parts_of(task or 0))
+    spans = [plan.span(number) for number in parts]
+    done = done_parts(home)
+    loaded = checkpoint.load(layout.model(plan.encoder, plan.revision))
+    with stop_signals() as told:
+        embed_parts(layout, loaded, plan, parts, batch_size=batch_size, device=device, stop=told)
+    return {
+        "parts": len(parts),
+        "done_before": len(done.intersection(parts)),
+        "rows": sum(past - first for first, past in spans),
+    }
+
+
+def _committed(layout: Layout, encoder: str) -> int | None:
+    """Rows of the newest embedding of `encoder` where no plan is open and it is whole, None otherwise."""
+    if any(plan.encoder == encoder for plan in partition.open_plans(layout).values()):
+        return None
+    rows = store.count_rows(layout.embeddings(encoder, layout.newest(encoder)))
+    return rows if rows == store.count_rows(layout.sources) else None
+
+
+def commit(root: Path, *, encoder: str) -> int:
+    """Commit the open plan of `encoder` and return the rows of its table; a second time changes nothing.
+
+    `Conflict` naming what is missing, `NotFound` where there is neither a plan nor a whole embedding.
+    """
+    layout = Layout(root)
+    if (rows := _committed(layout, encoder)) is not None:
+        return rows
+    plan, _ = partition.find(layout, encoder)
+    return commit_plan(layout, plan)
+
+
+def submit(
+    root: Path,
+    *,
+    encoder: str,
+    settings: Path,
+    gpu: str | None = None,
+    weights: Path | None = None,
+    options: Pretrained = AS_THEY_ARE,
+    part_rows: int | None = None,
+    task_parts: int | None = None,
+) -> dict[str, Any]:
+    """Plan, and submit the tasks and the commit to SLURM; says what was submitted.
+
+    What SLURM or the limits of the site do not allow is said before anything is written.
+    """
+    layout, known = Layout(root), slurm.load(settings)
+    layout.read_info()
+    slurm.check_site(known, gpu)
+    plan = make_plan(
+        root,
+        encoder=encoder,
+        weights=weights,
+        options=options,
+        part_rows=part_rows,
+        task_parts=task_parts,
+        agreed=lambda plan: slurm.check_size(known, gpu, plan),
+    )
+    if plan is None:
+        return {"rows": store.count_rows(layout.sources), "submitted": None}
+    with _submitting(layout, encoder):
+        entry = slurm.submit(layout, plan, known, gpu=gpu)
+    return {"plan": plan.id, "parts": plan.parts, "tasks": plan.tasks, "submitted": entry}
+
+
+def commit_or_resubmit(root: Path, *, encoder: str) -> dict[str, Any]:
+    """What the commit job of SLURM does: commit, or send the tasks that miss parts once more."""
+    layout = Layout(root)
+    if (rows := _committed(layout, encoder)) is not None:
+        return {"rows": rows}
+    plan, home = partition.find(layout, encoder)
+    told = {"own_job": os.environ.get("SLURM_JOB_ID")}
+    with _submitting(layout, encoder):
+        entry = slurm.resubmit(layout, plan, **told)
+        if entry is None:
+            try:
+                return {"rows": commit_plan(layout, plan)}
+            except Conflict:
+                if len(done_parts(home)) == plan.parts:
+                    raise
+                entry = slurm.resubmit(layout, plan, **told)  # damaged parts were set aside
+    return {"resubmitted": entry}

@@ -1,0 +1,90 @@
+"""The plan of a bulk embedding: arithmetic that loses and doubles nothing, and a file that says when it was altered."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_shelf
+
+from redshelf.indexing import partition
+from redshelf.indexing.partition import Plan
+from redshelf.indexing.parts import ranges
+from redshelf.models.errors import BadInput, Conflict, NotFound
+
+PLAN = Plan(
+    encoder="e", revision="r", weights_sha256="", dim=3, fingerprint="f", inputs={"sources": "a"},
+    first_row=0, rows=60, part_rows=25, task_parts=2,
+)  # fmt: skip
+
+
+def test_parts_and_tasks_cover_every_row_once_in_order() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        first, part_rows, task_parts = int(rng.integers(0, 50)), int(rng.integers(1, 40)), int(rng.integers(1, 9))
+        rows = first + int(rng.integers(0, 300))
+        plan = replace(PLAN, first_row=first, rows=rows, part_rows=part_rows, task_parts=task_parts)
+        spans = [plan.span(part) for part in range(plan.parts)]
+        assert [row for a, b in spans for row in range(a, b)] == list(range(first, rows))
+        assert all(0 < b - a <= part_rows for a, b in spans)
+        assert [part for task in range(plan.tasks) for part in plan.parts_of(task)] == list(range(plan.parts))
+        chosen = {int(part) for part in rng.integers(0, max(1, plan.parts), 5) if part < plan.parts}
+        assert plan.tasks_of(chosen) == sorted({t for t in range(plan.tasks) if chosen & set(plan.parts_of(t))})
+
+
+def test_every_field_changes_the_id() -> None:
+    for name, value in asdict(PLAN).items():
+        other = {"sources": "b"} if name == "inputs" else value + 1 if isinstance(value, int) else value + "x"
+        assert replace(PLAN, **{name: other}).id != PLAN.id
+    assert replace(PLAN).id == PLAN.id
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"), [("part_rows", 0, 1), ("task_parts", -1, 1), ("first_row", -1, 0), ("rows", -3, 0)]
+)
+def test_sizes_that_make_no_plan_are_named(name: str, value: int, least: int) -> None:
+    with pytest.raises(BadInput, match=f"{name}={value}: expected at least {least}"):
+        replace(PLAN, **{name: value})
+
+
+def test_parts_and_tasks_that_are_not_in_the_plan_are_named() -> None:
+    with pytest.raises(BadInput, match="part 3: the plan has parts 0 to 2"):
+        PLAN.span(3)
+    with pytest.raises(BadInput, match="task 2: the plan has tasks 0 to 1"):
+        PLAN.parts_of(2)
+
+
+def test_numbers_are_written_as_ranges() -> None:
+    assert ranges([]) == ""
+    assert ranges({7, 0, 1, 2, 3, 9, 10}) == "0-3,7,9-10"
+
+
+def test_a_plan_is_read_as_it_was_written_and_an_altered_one_is_refused(tmp_path: Path) -> None:
+    layout = small_shelf.write(tmp_path / "shelf").layout
+    path = partition.write(layout, PLAN)
+    assert partition.read(path.parent) == PLAN
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "rows": 59}))
+    with pytest.raises(BadInput, match=r"plan\.json was altered"):
+        partition.read(path.parent)
+    path.write_text(json.dumps({**document, "colour": "red"}))
+    with pytest.raises(BadInput, match=r"plan\.json is no plan of this redshelf: .*colour"):
+        partition.read(path.parent)
+
+
+def test_a_plan_of_another_shelf_is_refused(tmp_path: Path) -> None:
+    layout = small_shelf.write(tmp_path / "shelf").layout
+    with pytest.raises(NotFound, match="no open plan for encoder 'e'"):
+        partition.find(layout, "e")
+    fingerprint = layout.read_info().fingerprint
+    partition.write(layout, replace(PLAN, fingerprint=fingerprint + "x"))
+    with pytest.raises(Conflict, match="was made for another shelf: its fingerprint differs"):
+        partition.find(layout, "e")
+    shutil.rmtree(partition.folder(layout, "e", "r"))
+    partition.write(layout, replace(PLAN, fingerprint=fingerprint))
+    with pytest.raises(Conflict, match="was made for another shelf: its inputs differs"):
+        partition.find(layout, "e")

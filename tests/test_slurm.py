@@ -1,0 +1,317 @@
+"""Embedding on SLURM: what is refused before anything is written, and runs on a SLURM of one node on loopback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_survey
+
+from redshelf.indexing import partition, slurm, store
+from redshelf.indexing.layout import Layout
+from redshelf.indexing.parts import done_parts
+from redshelf.models.errors import BadInput, Conflict
+from redshelf.service import bulk
+from redshelf.service.embedding import embed
+from redshelf.service.ingest import ingest
+
+N = 60
+ROOT = Path(__file__).resolve().parents[1]
+JEAN_ZAY = ROOT / "deploy" / "slurm" / "jeanzay.toml"
+SETTINGS = """
+command = "{command}"
+signal_seconds = 60
+at_once = 2
+gres = "gpu:1"
+[gpu.a100]
+account = "abc@a100"
+constraint = "{constraint}"
+qos = "dev"
+time = "{time}"
+cpus_per_task = 1
+extra = ["--mem=2000"]
+[commit]
+partition = "prepost"
+time = "00:10:00"
+cpus_per_task = 1
+extra = ["--mem=2000"]
+[limits]
+dev = {{ time = "02:00:00", jobs = {jobs} }}
+"""
+
+
+def settings(
+    folder: Path, *, command: str = "true", constraint: str = "a100", time: str = "00:10:00", jobs: int = 10
+) -> Path:
+    path = folder / "lab.toml"
+    path.write_text(SETTINGS.format(command=command, constraint=constraint, time=time, jobs=jobs))
+    return path
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Path:
+    root = tmp_path / "shelf"
+    ingest(small_survey.write(tmp_path, sources=N, images=False, labels=False), root)
+    return root
+
+
+def written(root: Path) -> list[Path]:
+    return [path for path in [*root.glob("models/*"), *root.glob("work/embed*")] if not path.name.endswith(".lock")]
+
+
+def fake(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
+    """Programs of these names, and no other place to find programs of SLURM."""
+    folder.mkdir()
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_the_settings_that_come_with_redshelf_are_read_and_wait_for_an_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = slurm.load(JEAN_ZAY)
+    assert set(known.gpu) == {"v100", "a100", "h100"} and known.hint == "nomultithread"
+    assert all(slurm.seconds(r.time) <= slurm.seconds(known.limits[r.qos or ""].time) for r in known.gpu.values())
+    fake(tmp_path / "bin", monkeypatch, sbatch="exit 0")
+    with pytest.raises(BadInput, match="account 'xxx@a100': put your project in the place of 'xxx'"):
+        slurm.check_site(known, "a100")
+    with pytest.raises(BadInput, match="GPU None: the settings have a100, h100, v100; name one with --gpu"):
+        slurm.choose(known, None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("color = 1", r"unknown setting 'color'; .*command"),
+        ("gpu.a100.acount = 'x'", r"unknown setting 'gpu.a100.acount'; .*account"),
+        ("gpu.a100.time = 'soon'", "gpu.a100.time='soon'"),
+        ("at_once = 0", "at_once=0"),
+        ("= 3", "not valid TOML"),
+    ],
+)
+def test_settings_that_are_wrong_are_named(tmp_path: Path, wrong: str, says: str) -> None:
+    path = tmp_path / "s.toml"
+    least = {
+        "gpu.a100.time": '"01:00:00"',
+        "gpu.a100.cpus_per_task": 1,
+        "commit.time": '"01:00:00"',
+        "commit.cpus_per_task": 1,
+    }
+    lines = [f"{key} = {value}" for key, value in least.items() if not wrong.startswith(f"{key} ")]
+    path.write_text("\n".join([*lines, wrong]) if "." in wrong else "\n".join([wrong, *lines]))
+    with pytest.raises(BadInput, match=says):
+        slurm.load(path)
+
+
+def test_a_machine_without_slurm_is_told_before_anything_is_written(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(tmp_path / "bin", monkeypatch)
+    with pytest.raises(BadInput, match="there is no sbatch on the PATH"):
+        bulk.submit(shelf, encoder="photometry", settings=settings(tmp_path))
+    assert not written(shelf)
+
+
+def test_an_account_that_slurm_does_not_know_is_told_before_anything_is_written(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says = "echo 'allocation failure: Invalid account or account/partition combination specified' >&2; exit 1"
+    fake(tmp_path / "bin", monkeypatch, sbatch=says)
+    with pytest.raises(BadInput, match="sbatch refuses: allocation failure: Invalid account"):
+        bulk.submit(shelf, encoder="photometry", settings=settings(tmp_path))
+    assert not written(shelf)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"time": "03:00:00"}, "time 03:00:00: QoS dev allows 02:00:00"),
+        ({"time": "00:01:00"}, "time 00:01:00: a task is told to end 60 s before"),
+        ({"jobs": 5}, r"5 tasks and a commit: QoS dev takes 5 jobs; ask for larger tasks \(--task-parts 4\)"),
+    ],
+)
+def test_limits_are_checked_before_anything_is_planned(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], says: str
+) -> None:
+    fake(tmp_path / "bin", monkeypatch, sbatch="exit 0", scontrol="exit 0")
+    sizes = {"part_rows": 4, "task_parts": 3}  # 15 parts, 5 tasks
+    with pytest.raises(BadInput, match=says):
+        bulk.submit(shelf, encoder="photometry", settings=settings(tmp_path, **given), **sizes)  # type: ignore[arg-type]
+    assert not list(shelf.glob("work/embed*/plan.json"))
+
+
+def test_an_array_larger_than_the_cluster_takes_is_refused(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(tmp_path / "bin", monkeypatch, sbatch="exit 0", scontrol="echo 'MaxArraySize = 4'")
+    with pytest.raises(BadInput, match=r"5 tasks: this cluster's arrays have at most 4; .*\(--task-parts 4\)"):
+        bulk.submit(shelf, encoder="photometry", settings=settings(tmp_path), part_rows=4, task_parts=3)
+
+
+def test_times_are_read_as_slurm_writes_them() -> None:
+    assert slurm.seconds("20:00:00") == 72_000 and slurm.seconds("1-02:03:04") == 93_784
+
+
+# -- a real SLURM ------------------------------------------------------------------------------------------------------
+
+SLOW = textwrap.dedent(
+    """
+    # redshelf, and a second before every part is written
+    import sys, time
+    sys.path.insert(0, {links!r})
+    from redshelf.indexing import embed
+    write = embed.write_part
+    def slow(*args, **kwargs):
+        time.sleep(0.5)
+        return write(*args, **kwargs)
+    embed.write_part = slow
+    from redshelf.api.cli import main
+    sys.exit(main())
+    """
+)
+
+
+def _said(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """SLURM on loopback, two pretend GPUs; ended with the tests."""
+    programs = ("slurmctld", "slurmd", "munged", "sbatch")
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    missing = [name for name in programs if not shutil.which(name, path=path)]
+    if missing or os.geteuid() != 0:
+        pytest.skip(f"needs root and slurm-wlm and munge; lacks {', '.join(missing) or 'root'}")
+    folder, script = tmp_path_factory.mktemp("slurm"), str(Path(__file__).parent / "onenode_slurm.sh")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", path)
+        subprocess.run(["bash", script, "up", str(folder)], check=True, capture_output=True, timeout=120)
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        yield
+        subprocess.run(["bash", script, "down", str(folder)], check=False, capture_output=True, timeout=120)
+
+
+@dataclass(frozen=True)
+class Job:
+    """An embedding of 15 parts in 5 tasks that was submitted, and what an undisturbed one gives."""
+
+    root: Path
+    array: str
+    settings: Path
+    expected: np.ndarray
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.root)
+
+    def done(self) -> int:
+        return len(done_parts(next(iter(self.root.glob("work/embed.photometry.*[0-9a-f]")), self.root)))
+
+    def finished(self) -> bool:
+        """Whether the table is there; hurries what waits to be requeued."""
+        for line in _said("squeue", "--noheader", "--format=%i %T %r").splitlines():
+            job, state, reason = line.split(maxsplit=2)
+            if state == "PENDING" and "BeginTime" in reason:
+                subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False)
+        return store.count_rows(self.layout.embeddings("photometry", self.layout.newest("photometry"))) == N
+
+    def wait(self, until: Callable[[], bool], seconds: float = 150) -> None:
+        deadline = time.monotonic() + seconds
+        while not until():
+            logs = "\n".join(path.read_text() for path in self.root.glob("work/logs/*/*"))
+            assert time.monotonic() < deadline, _said("squeue") + logs
+            time.sleep(0.3)
+
+    def check(self) -> None:
+        self.wait(self.finished)
+        table = store.open_table(self.layout.embeddings("photometry", self.layout.newest("photometry"))).to_table()
+        assert table["row"].to_pylist() == list(range(N))
+        np.testing.assert_array_equal(store.list_values(table["vector"]), self.expected)
+
+
+@pytest.fixture
+def job(cluster: None, shelf: Path, tmp_path: Path) -> Iterator[Job]:
+    other = tmp_path / "undisturbed"
+    shutil.copytree(shelf, other)
+    revision, _ = embed(other, encoder="photometry")
+    expected = store.list_values(
+        store.open_table(Layout(other).embeddings("photometry", revision)).to_table()["vector"]
+    )
+    slow = tmp_path / "slow.py"
+    slow.write_text(SLOW.format(links=str(Path(__file__).parent / "links")))
+    where = settings(tmp_path, command=f"{sys.executable} {slow}")
+    told = bulk.submit(shelf, encoder="photometry", settings=where, part_rows=4, task_parts=3)
+    assert (told["parts"], told["tasks"], told["submitted"]["tasks"]) == (15, 5, "0-4")
+    yield Job(shelf, told["submitted"]["array"], where, expected)
+    subprocess.run(["scancel", "--user=root"], check=False)
+
+
+def submitted(job: Job) -> list[dict[str, str]]:
+    (home,) = partition.open_plans(job.layout)
+    return list(slurm.read_record(home)["submitted"])
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_an_array_job_embeds_everything_and_a_second_submission_waits(job: Job) -> None:
+    with pytest.raises(Conflict, match=f"already in the queue as job {job.array}"):
+        bulk.submit(job.root, encoder="photometry", settings=job.settings)
+    job.check()
+    assert bulk.submit(job.root, encoder="photometry", settings=job.settings) == {"rows": N, "submitted": None}
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_a_constraint_that_no_node_has_is_told_before_anything_is_written(
+    cluster: None, shelf: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=r"sbatch refuses: .*feature"):
+        bulk.submit(shelf, encoder="photometry", settings=settings(tmp_path, constraint="b200"))
+    assert not written(shelf)
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_a_task_whose_time_is_up_goes_back_into_the_queue_and_on(job: Job) -> None:
+    job.wait(lambda: job.done() >= 1)
+    # what --signal=B:USR1@N sends when the time is nearly up
+    subprocess.run(["scancel", "--batch", "--signal=USR1", job.array], check=True)
+    requeued = f"squeue --noheader --array --jobs={job.array} --format=%r"
+    job.wait(lambda: "BeginTime" in _said(*requeued.split()) or job.done() == 15)
+    job.check()
+    assert "embedding stopped by SIGUSR1" in "".join(p.read_text() for p in job.root.glob("work/logs/*/*.out"))
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_a_task_that_is_killed_is_sent_again_alone(job: Job) -> None:
+    job.wait(lambda: job.done() >= 1)
+    subprocess.run(["scancel", "--signal=KILL", "--full", f"{job.array}_0"], check=False)
+    subprocess.run(["scancel", "--signal=KILL", "--full", f"{job.array}_4"], check=False)
+    job.wait(lambda: job.finished() or len(submitted(job)) == 2)
+    if not job.finished():
+        assert submitted(job)[1]["tasks"] in {"0", "4", "0,4"}
+    job.check()
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_a_node_that_goes_down_and_comes_back_loses_nothing(job: Job) -> None:
+    job.wait(lambda: job.done() >= 1)
+    node = _said("sinfo", "--noheader", "--format=%n").split()[0]
+    subprocess.run(["scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test"], check=True)
+    time.sleep(2)
+    subprocess.run(["scontrol", "update", f"NodeName={node}", "State=RESUME"], check=True)
+    job.check()
