@@ -63,14 +63,14 @@ class Catalogue(Section):
     id: str
     ra: str  # degrees
     dec: str  # degrees
-    ebv: str | None = None
+    ebv: Columns | None = None  # E(B-V); several names: the first that the table has
     object_class: str | None = None
     class_values: dict[str, ObjectClass] = {}  # value in the object_class column -> class; others are "unknown"
     class_ranges: list[ClassRange] = []  # the same by ranges of a number column
     mask_flags: list[str] = []  # non-zero: bad photometry; the row is kept, flagged, never given a redshift
     saturation_flags: list[str] = []  # non-zero: saturated in every band
     size_arcsec: str | None = None
-    z_reference: str | None = None  # the catalogue's own photo-z, carried to be scored
+    z_reference: str | None = None  # the catalogue's own photo-z, carried to be scored; outside -0.01 to 20: none
     cuts: list[Cut] = []
 
 
@@ -96,7 +96,7 @@ class BandSection(Section):
     zero_point: float | None = None  # AB magnitude of flux 1, instead of `unit`; for images too
     magnitude: Columns | None = None  # AB
     magnitude_error: Columns | None = None
-    missing: list[float] = []  # exact values that mean "not observed"
+    missing: list[float] = []  # exact values that mean "not observed", of `aperture_to_total` too
     valid_range: tuple[float, float] | None = None  # of the flux or magnitude column, in its own unit
     saturated: str | None = None  # column, non-zero: saturated in this band
     aperture_to_total: str | None = None  # column of magnitudes added to this band's magnitude

@@ -84,9 +84,45 @@ def test_an_id_that_cannot_stand_in_a_url_is_refused(tmp_path: Path, bad: str) -
         read(tmp_path, {**COLUMNS, "id": ["a", bad, "c"]})
 
 
-def test_ids_as_floats_are_refused(tmp_path: Path) -> None:
+def test_whole_numbers_stored_as_doubles_are_ids(tmp_path: Path) -> None:
+    assert read(tmp_path, {**COLUMNS, "id": [1.0, 2.0, 2.0**53 - 1]}).source_id.tolist() == [
+        b"1",
+        b"2",
+        str(2**53 - 1).encode(),
+    ]
+
+
+@pytest.mark.parametrize("bad", [2.5, 2.0**53, np.nan, np.inf])
+def test_floats_that_may_have_lost_an_id_are_refused(tmp_path: Path, bad: float) -> None:
     with pytest.raises(BadInput, match="ids are integers or text"):
-        read(tmp_path, {**COLUMNS, "id": [1.0, 2.0, 3.0]})
+        read(tmp_path, {**COLUMNS, "id": [1.0, bad, 3.0]})
+
+
+def test_float32_ids_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="ids are integers or text"):
+        read(tmp_path, {**COLUMNS, "id": np.float32([1, 2, 3])})
+
+
+def test_reddening_may_go_by_several_names_of_which_the_first_there_is_wins(tmp_path: Path) -> None:
+    columns = {**COLUMNS, "EBV": [0.1, 0.2, 0.3], "E2": [9.0, 9.0, 9.0]}
+    for ending in ("fits", "csv", "ecsv", "parquet"):
+        Table(columns).write(tmp_path / f"t.{ending}")
+        found = survey_of(tmp_path, f"t.{ending}", ebv=["EBV_MW", "EBV", "E2"])
+        np.testing.assert_allclose(found.ebv, [0.1, 0.2, 0.3], rtol=1e-6)
+        with pytest.raises(BadInput, match=rf"t.{ending} has none of the columns 'EBV_MW', 'EB_V'; nearest: .*EBV"):
+            survey_of(tmp_path, f"t.{ending}", ebv=["EBV_MW", "EB_V"])
+
+
+def test_a_reference_redshift_that_is_none_is_nan(tmp_path: Path) -> None:
+    found = read(tmp_path, {**COLUMNS, "z": [-99.0, 0.0, 20.5]}, z_reference="z")
+    np.testing.assert_array_equal(found.z_reference, np.float32([np.nan, 0.0, np.nan]))
+
+
+def test_an_aperture_correction_of_a_missing_value_makes_the_flux_unknown(tmp_path: Path) -> None:
+    columns = {**COLUMNS, "total": np.float32([-0.3, 0.0, -99.9])}
+    found = read(tmp_path, columns, band={**MAGNITUDE, "aperture_to_total": "total"})
+    np.testing.assert_allclose(found.flux_ujy[0, 0], 10 ** (-0.4 * (21.7 - 23.9)), rtol=1e-6)
+    assert found.state[2, 0] == State.NOT_OBSERVED and np.isnan(found.flux_ujy[2, 0])
 
 
 def test_duplicate_ids_are_refused_and_named(tmp_path: Path) -> None:
