@@ -44,6 +44,7 @@ class Catalogue:
     ebv: npt.NDArray[np.float32]  # (N,) NaN where the catalogue has none
     size_arcsec: npt.NDArray[np.float32]  # (N,) likewise
     z_reference: npt.NDArray[np.float32]  # (N,) likewise
+    z_references: npt.NDArray[np.float32]  # (N, R) likewise, in the order of the survey file's z_references
 
     def __len__(self) -> int:
         return len(self.source_id)
@@ -213,7 +214,7 @@ def photometry(band: BandSection, columns: Columns, ebv: Floats) -> tuple[Floats
 def _names(survey: Survey) -> list[str]:
     """Every column that the survey file asks of the catalogue, E(B-V) apart, which may go by several names."""
     c = survey.catalogue
-    names = [c.id, c.ra, c.dec, c.object_class, c.size_arcsec, c.z_reference]
+    names = [c.id, c.ra, c.dec, c.object_class, c.size_arcsec, c.z_reference, *c.z_references.values()]
     names += [*c.mask_flags, *c.saturation_flags, *(cut.column for cut in c.cuts)]
     for band in survey.bands:
         names += [*band.photometry_columns, *band.error_columns, band.saturated, band.aperture_to_total]
@@ -273,9 +274,9 @@ def read(survey: Survey) -> Catalogue:
     def optional(name: str | None) -> npt.NDArray[np.float32]:
         return (np.full(count, np.nan) if name is None else numbers(columns, name)).astype(np.float32)
 
-    z_reference = optional(section.z_reference)
-    with np.errstate(invalid="ignore"):
-        z_reference[(z_reference < Z_MIN) | (z_reference > Z_MAX)] = np.nan  # -99 and the like: no fit
+    # the first is z_reference; beyond the limits (-99 and the like) there is none
+    redshifts = np.stack([optional(name) for name in (section.z_reference, *section.z_references.values())], axis=1)
+    redshifts[~((redshifts >= Z_MIN) & (redshifts <= Z_MAX))] = np.nan
     shape = (count, len(survey.bands))
     flux, error = np.full(shape, np.nan, dtype=np.float32), np.full(shape, np.nan, dtype=np.float32)
     state = np.zeros(shape, dtype=np.int8)
@@ -299,5 +300,6 @@ def read(survey: Survey) -> Catalogue:
         flags=np.where(any_flag(section.mask_flags), FLAG_MASKED, 0).astype(np.int32),
         ebv=ebv.astype(np.float32),
         size_arcsec=optional(section.size_arcsec),
-        z_reference=z_reference,
+        z_reference=redshifts[:, 0],
+        z_references=redshifts[:, 1:],
     )

@@ -19,7 +19,7 @@ from redshelf.models.errors import BadInput, nearest
 Columns = str | list[str]  # several: the first valid value wins
 LabelKind = Literal["spec", "grism", "photoz_many_band"]
 ObjectClass = Literal["galaxy", "star", "agn", "unknown"]
-BandName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,24}$")]
+BandName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,24}$")]  # a part of column names
 
 
 def as_list(columns: Columns | None) -> list[str]:
@@ -71,6 +71,7 @@ class Catalogue(Section):
     saturation_flags: list[str] = []  # non-zero: saturated in every band
     size_arcsec: str | None = None
     z_reference: str | None = None  # the catalogue's own photo-z, carried to be scored; outside -0.01 to 20: none
+    z_references: dict[BandName, str] = {}  # further ones: name -> column, stored as z_reference_<name>
     cuts: list[Cut] = []
 
 

@@ -209,6 +209,8 @@ def _source_batches(
             "size_arcsec": catalogue.size_arcsec[here],
             "z_reference": catalogue.z_reference[here],
         }
+        further = [field.name for field in schema if field.name.startswith("z_reference_")]
+        columns |= {name: catalogue.z_references[here, r] for r, name in enumerate(further)}
         for b, band in enumerate(info.band_names):
             columns[f"flux_{band}"] = catalogue.flux_ujy[here, b]
             columns[f"flux_error_{band}"] = catalogue.flux_error_ujy[here, b]
@@ -217,10 +219,16 @@ def _source_batches(
 
 
 def _write_sources(
-    layout: Layout, info: ShelfInfo, catalogue: Catalogue, tiles: list[Tile], tile_of: npt.NDArray[np.int64]
+    layout: Layout,
+    info: ShelfInfo,
+    catalogue: Catalogue,
+    tiles: list[Tile],
+    tile_of: npt.NDArray[np.int64],
+    *,
+    references: Sequence[str],
 ) -> None:
     names = np.array([*(tile.name for tile in tiles), ""])[tile_of]  # -1 takes the last, no name
-    schema = store.sources_schema(info.band_names)
+    schema = store.sources_schema(info.band_names, references)
     receipts = layout.work("ingest") / "sources"
     batches = _source_batches(info, catalogue, names, schema)
     store.write_part(layout.sources, schema, batches, receipts=receipts, part=0, first_row=0)
@@ -239,7 +247,8 @@ def _fill(layout: Layout, survey: Survey, paths: TilePaths, *, mark: str, part_r
         layout.write_info(info)
     if info.has_images and store.count_rows(layout.cutouts) < len(catalogue):
         _write_cutouts(layout, info, catalogue, tiles, tile_of, part_rows=part_rows, progress=progress)
-    _write_sources(layout, info, catalogue, tiles, tile_of)
+    references = list(survey.catalogue.z_references)
+    _write_sources(layout, info, catalogue, tiles, tile_of, references=references)
     shutil.rmtree(layout.work("ingest"), ignore_errors=True)
 
 

@@ -52,7 +52,13 @@ def ingested(
         columns |= {column: [1.0] * count for column in band.error_columns}
     section = survey.catalogue
     known = {*columns, section.id, section.ra, section.dec, section.object_class, section.z_reference}
-    known |= {*as_list(section.ebv), *section.mask_flags, *(band.aperture_to_total for band in survey.bands)}
+    columns |= {column: [0.5] * count for column in section.z_references.values()}
+    known |= {
+        *section.z_references.values(),
+        *as_list(section.ebv),
+        *section.mask_flags,
+        *(band.aperture_to_total for band in survey.bands),
+    }
     assert given.keys() <= known, "a column that the survey file does not name"
     columns |= {section.id: list(range(1, count + 1)), section.ra: [RA + n / 100 for n in range(count)]}
     columns |= {section.dec: [DEC] * count, **given}
@@ -130,12 +136,16 @@ def test_farmer_classes_and_reference_redshifts(tmp_path: Path, monkeypatch: pyt
             "FLAG_COMBINED": [0] * 5,
             "lp_type": [0, 1, 2, -9, NULL],
             "lp_zBEST": [0.75, 0.0, float("nan"), -99.0, 6.5],
+            "ez_z_phot": [0.8, 0.1, 2.5, -1.0, 20.5],
         },
         NO_SPECTRA,
     )
     assert [sources[str(n)]["object_class"] for n in range(1, 6)] == ["galaxy", "star", "agn", "unknown", "unknown"]
     np.testing.assert_array_equal(
         [sources[str(n)]["z_reference"] for n in range(1, 6)], [0.75, 0.0, np.nan, np.nan, 6.5]
+    )
+    np.testing.assert_array_equal(
+        [sources[str(n)]["z_reference_eazy"] for n in range(1, 6)], np.float32([0.8, 0.1, 2.5, np.nan, np.nan])
     )
 
 
