@@ -19,6 +19,7 @@ from redshelf.models.errors import BadInput, nearest
 Columns = str | list[str]  # several: the first valid value wins
 LabelKind = Literal["spec", "grism", "photoz_many_band"]
 ObjectClass = Literal["galaxy", "star", "agn", "unknown"]
+TableFormat = Literal["fits", "votable", "ecsv", "csv", "parquet", "hats"]
 BandName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,24}$")]  # a part of column names
 
 
@@ -58,7 +59,7 @@ class Cut(Section):
 
 class Catalogue(Section):
     path: str
-    format: Literal["fits", "votable", "ecsv", "csv", "parquet"] | None = None  # None: by the file's ending
+    format: TableFormat | None = None  # None: by the file's ending; a folder is HATS
     hdu: int | None = None  # FITS: which table, the first by default
     id: str
     ra: str  # degrees
@@ -152,7 +153,7 @@ class Labels(Section):
     """Redshifts from one catalogue (`path` none: the survey's own)."""
 
     path: str | None = None
-    format: Literal["fits", "votable", "ecsv", "csv", "parquet"] | None = None
+    format: TableFormat | None = None
     match: Literal["id", "position"] = "id"
     radius_arcsec: float = Field(default=1.0, gt=0, le=10)
     id: str | None = None

@@ -1,4 +1,4 @@
-"""Named columns of a table file as numpy arrays: FITS, VOTable, ECSV, CSV and Parquet, for catalogues and label lists.
+"""Named columns of a table as numpy arrays: FITS, VOTable, ECSV, CSV, Parquet and HATS, for catalogues and label lists.
 
 Only the columns asked for are read. Missing numbers are NaN, missing texts empty.
 """
@@ -138,6 +138,15 @@ def _read_parquet(path: Path, choose: Choose) -> Columns:
     return {name: _arrow_to_numpy(table[name]) for name in names}
 
 
+def _read_hats(path: Path, choose: Choose) -> Columns:
+    from redshelf.indexing.hats import open_hats
+
+    dataset = open_hats(path)
+    names = choose(dataset.schema.names)
+    # a column at a time: strings take several times as much in numpy as in Arrow
+    return {name: _arrow_to_numpy(dataset.to_table(columns=[name])[name]) for name in names}
+
+
 def read_columns(
     path: Path,
     names: Iterable[str],
@@ -147,16 +156,22 @@ def read_columns(
     hdu: int | None = None,
     text: Sequence[str] = (),
 ) -> Columns:
-    """{name: (N,) array} of the named columns of a table file; the format goes by the ending unless given.
+    """{name: (N,) array} of the named columns of a table file, by its ending unless `format` is given, or HATS folder.
 
     Missing numbers are NaN, missing texts empty. `alternatives`: of each group of names the first that the table has is
     read too. `text`: columns that a CSV must not turn into numbers (ids).
     `BadInput` names the file and, for a column that is not there, the nearest ones.
     """
     choose = partial(_choose, path, list(names), alternatives)
-    if not path.is_file():
+    if not path.exists():
         raise BadInput(f"table {path} does not exist")
-    found = format or next((f for f, endings in FORMATS.items() if path.name.lower().endswith(endings)), None)
+    if path.is_dir() and format not in (None, "hats"):
+        raise BadInput(f"table {path} is a folder: expected a {format} file")
+    found = (
+        "hats"
+        if path.is_dir()
+        else format or next((f for f, endings in FORMATS.items() if path.name.lower().endswith(endings)), None)
+    )
     if found is None:
         raise BadInput(f"{path.name}: cannot tell its format; give `format`, one of {', '.join(FORMATS)}")
     try:
@@ -166,6 +181,8 @@ def read_columns(
             columns = _read_csv(path, choose, text)
         elif found == "parquet":
             columns = _read_parquet(path, choose)
+        elif found == "hats":
+            columns = _read_hats(path, choose)
         else:
             columns = _read_astropy(path, choose, "votable" if found == "votable" else "ascii.ecsv")
     except BadInput:

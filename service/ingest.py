@@ -24,7 +24,7 @@ from redshelf.indexing import catalogue as catalogues
 from redshelf.indexing import cutouts, labels, mosaic, store
 from redshelf.indexing import survey as surveys
 from redshelf.indexing.catalogue import Catalogue
-from redshelf.indexing.files import alone, sha256
+from redshelf.indexing.files import alone, manifest, sha256
 from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.indexing.mosaic import Tile
 from redshelf.indexing.survey import Survey
@@ -105,9 +105,10 @@ def fingerprint(survey: Survey, tiles: TilePaths) -> str:
                         raise BadInput(f"band {band.name}, tile {tile}: the {what} {file} does not exist")
                     images.append([tile, band.name, what, *facts(file)])
     path = survey.resolve(survey.catalogue.path)
-    if not path.is_file():
+    if not path.exists():
         raise BadInput(f"catalogue {path} does not exist")
-    text = json.dumps([document, images, sha256(path)], sort_keys=True)
+    content = manifest(path, [path]) if path.is_dir() else sha256(path)
+    text = json.dumps([document, images, content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
