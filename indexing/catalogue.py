@@ -245,13 +245,9 @@ def read(survey: Survey) -> Catalogue:
     section = survey.catalogue
     path = survey.resolve(section.path)
     reddening = as_list(section.ebv)
+    either = [reddening] if reddening else []
     columns = read_columns(
-        path,
-        _names(survey),
-        alternatives=[reddening] if reddening else [],
-        format=section.format,
-        hdu=section.hdu,
-        text=[section.id],
+        path, _names(survey), alternatives=either, format=section.format, hdu=section.hdu, text=[section.id]
     )
     total = len(columns[section.id])
     keep = passes(columns, section.cuts)
@@ -262,8 +258,7 @@ def read(survey: Survey) -> Catalogue:
     count = len(source_id)
     _refuse_duplicates(source_id, path=path)
     ra, dec = positions(columns, section.ra, section.dec, source_id, path=path)
-    ebv_column = next((name for name in reddening if name in columns), None)
-    ebv = _reddening(columns, ebv_column, source_id, path=path)
+    ebv = _reddening(columns, next((name for name in reddening if name in columns), None), source_id, path=path)
 
     def any_flag(names: Iterable[str]) -> Bools:
         set_ = np.zeros(count, dtype=bool)

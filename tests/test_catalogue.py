@@ -68,6 +68,27 @@ def test_missing_integers_and_texts_become_nan_and_empty(tmp_path: Path) -> None
         assert found["t"][0] == "x" and found["t"][1] in ("", "N/A")  # astropy writes masked text as its fill value
 
 
+def test_a_fits_table_of_many_blocks_is_read_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = [
+        fits.Column("large", format="K", bzero=2**63, array=np.array([2**63 + 1, 2, 3, 2**64 - 1, 5], dtype=np.uint64)),
+        fits.Column("null", format="J", null=-1, array=[1, 2, 3, -1, 5]),
+        fits.Column("flag", format="L", array=[True, False, True, False, True]),
+        fits.Column("text", format="8A", array=["a", "bcd", "", "efghijkl", "m"]),
+    ]
+    fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "t.fits")
+    monkeypatch.setattr("redshelf.indexing.tables.FITS_BLOCK_ROWS", 2)
+    found = read_columns(tmp_path / "t.fits", ["large", "null", "flag", "text"])
+    assert found["large"].tolist() == [2**63 + 1, 2, 3, 2**64 - 1, 5]
+    np.testing.assert_array_equal(found["null"], [1, 2, 3, np.nan, 5])
+    assert found["flag"].tolist() == [True, False, True, False, True]
+    assert found["text"].tolist() == ["a", "bcd", "", "efghijkl", "m"]
+
+
+def test_a_fits_table_without_rows_has_empty_columns(tmp_path: Path) -> None:
+    fits.BinTableHDU.from_columns([fits.Column("m", format="E", array=[])]).writeto(tmp_path / "t.fits")
+    assert read_columns(tmp_path / "t.fits", ["m"])["m"].shape == (0,)
+
+
 def test_ids_of_a_csv_stay_as_they_stand(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("id,ra,dec,m,e\n007,1,2,20,.1\n7,1,2,20,.1\n1e3,1,2,20,.1\n")
     assert survey_of(tmp_path, "c.csv").source_id.tolist() == [b"007", b"7", b"1e3"]
