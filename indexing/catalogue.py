@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from redshelf.indexing.store import FLAG_MASKED
-from redshelf.indexing.survey import BandSection, ClassRange, Cut, ObjectClass, Survey
+from redshelf.indexing.survey import BandSection, ClassRange, Cut, ObjectClass, Survey, as_list
 from redshelf.indexing.tables import Bools, Columns, Floats, numbers, read_columns
 from redshelf.models.bands import ab_to_flux, states
 from redshelf.models.errors import BadInput
 
 ID_PATTERN = "^[A-Za-z0-9._:+-]{1,64}$"
 HEALPIX_ORDER = 29
+Z_MIN, Z_MAX = -0.01, 20.0  # beyond, a redshift is none
 UNITS_UJY = {"uJy": 1.0, "nJy": 1e-3, "Jy": 1e6, "erg/s/cm2/Hz": 1e29}
 MAGNITUDE_TO_FRACTION = 0.4 * np.log(10)  # relative flux error of a magnitude error
 
@@ -43,6 +44,7 @@ class Catalogue:
     ebv: npt.NDArray[np.float32]  # (N,) NaN where the catalogue has none
     size_arcsec: npt.NDArray[np.float32]  # (N,) likewise
     z_reference: npt.NDArray[np.float32]  # (N,) likewise
+    z_references: npt.NDArray[np.float32]  # (N, R) likewise, in the order of the survey file's z_references
 
     def __len__(self) -> int:
         return len(self.source_id)
@@ -53,10 +55,15 @@ class Catalogue:
 
 
 def ids(values: npt.NDArray[Any], *, column: str) -> npt.NDArray[np.bytes_]:
-    """Source ids as they stand, integers as decimal text; `BadInput` naming the first that is no valid id."""
+    """Source ids as they stand, integers as decimal text; `BadInput` naming the first that is no valid id.
+
+    Integers stored as doubles (as LePHARE does) are taken where nothing is lost: none missing, all below 2^53."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if values.dtype.kind == "f" and values.dtype.itemsize == 8 and bool((np.abs(values) < 2**53).all()):
+        whole = values.astype(np.int64)
+        values = whole if bool((whole == values).all()) else values
     if values.dtype.kind not in "iuU":
         raise BadInput(f"column {column!r} holds {values.dtype} values: ids are integers or text, none missing")
     texts = values.astype(str)
@@ -193,7 +200,9 @@ def photometry(band: BandSection, columns: Columns, ebv: Floats) -> tuple[Floats
         flux_error = np.where(np.isfinite(flux_error), flux_error, given)
     shift = np.full(len(flux), band.zero_point_offset)
     if band.aperture_to_total is not None:
-        shift += numbers(columns, band.aperture_to_total)
+        offset = columns[band.aperture_to_total]
+        lost = np.isin(offset, _as_stored(band.missing, offset))
+        shift += np.where(lost, np.nan, numbers(columns, band.aperture_to_total))
     if band.extinction and not band.dereddened:
         shift -= band.extinction * ebv
     factor = 10.0 ** (-0.4 * shift)
@@ -203,9 +212,9 @@ def photometry(band: BandSection, columns: Columns, ebv: Floats) -> tuple[Floats
 
 
 def _names(survey: Survey) -> list[str]:
-    """Every column that the survey file asks of the catalogue."""
+    """Every column that the survey file asks of the catalogue, E(B-V) apart, which may go by several names."""
     c = survey.catalogue
-    names = [c.id, c.ra, c.dec, c.ebv, c.object_class, c.size_arcsec, c.z_reference]
+    names = [c.id, c.ra, c.dec, c.object_class, c.size_arcsec, c.z_reference, *c.z_references.values()]
     names += [*c.mask_flags, *c.saturation_flags, *(cut.column for cut in c.cuts)]
     for band in survey.bands:
         names += [*band.photometry_columns, *band.error_columns, band.saturated, band.aperture_to_total]
@@ -235,7 +244,11 @@ def read(survey: Survey) -> Catalogue:
     """The survey's catalogue. Raises `BadInput` with the file, the column or id, and what was expected."""
     section = survey.catalogue
     path = survey.resolve(section.path)
-    columns = read_columns(path, _names(survey), format=section.format, hdu=section.hdu, text=[section.id])
+    reddening = as_list(section.ebv)
+    either = [reddening] if reddening else []
+    columns = read_columns(
+        path, _names(survey), alternatives=either, format=section.format, hdu=section.hdu, text=[section.id]
+    )
     total = len(columns[section.id])
     keep = passes(columns, section.cuts)
     if not keep.any():
@@ -245,7 +258,7 @@ def read(survey: Survey) -> Catalogue:
     count = len(source_id)
     _refuse_duplicates(source_id, path=path)
     ra, dec = positions(columns, section.ra, section.dec, source_id, path=path)
-    ebv = _reddening(columns, section.ebv, source_id, path=path)
+    ebv = _reddening(columns, next((name for name in reddening if name in columns), None), source_id, path=path)
 
     def any_flag(names: Iterable[str]) -> Bools:
         set_ = np.zeros(count, dtype=bool)
@@ -256,6 +269,9 @@ def read(survey: Survey) -> Catalogue:
     def optional(name: str | None) -> npt.NDArray[np.float32]:
         return (np.full(count, np.nan) if name is None else numbers(columns, name)).astype(np.float32)
 
+    # the first is z_reference; beyond the limits (-99 and the like) there is none
+    redshifts = np.stack([optional(name) for name in (section.z_reference, *section.z_references.values())], axis=1)
+    redshifts[~((redshifts >= Z_MIN) & (redshifts <= Z_MAX))] = np.nan
     shape = (count, len(survey.bands))
     flux, error = np.full(shape, np.nan, dtype=np.float32), np.full(shape, np.nan, dtype=np.float32)
     state = np.zeros(shape, dtype=np.int8)
@@ -279,5 +295,6 @@ def read(survey: Survey) -> Catalogue:
         flags=np.where(any_flag(section.mask_flags), FLAG_MASKED, 0).astype(np.int32),
         ebv=ebv.astype(np.float32),
         size_arcsec=optional(section.size_arcsec),
-        z_reference=optional(section.z_reference),
+        z_reference=redshifts[:, 0],
+        z_references=redshifts[:, 1:],
     )

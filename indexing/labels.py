@@ -13,13 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from redshelf.indexing.catalogue import classes, ids, passes, positions, unit_vectors
+from redshelf.indexing.catalogue import Z_MAX, Z_MIN, classes, ids, passes, positions, unit_vectors
 from redshelf.indexing.store import LABELS_SCHEMA
 from redshelf.indexing.survey import Labels, Survey
 from redshelf.indexing.tables import Columns, Floats, numbers, read_columns
 
 DISAGREEMENT = 0.01  # |dz| / (1 + z) beyond which two labels of a source contradict each other
-Z_MIN, Z_MAX = -0.01, 20.0
 
 
 @dataclass(frozen=True)

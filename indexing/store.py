@@ -17,8 +17,8 @@ LAST_VERSION = 2**64 - 1  # Lance names version v's manifest by this minus v, so
 os.environ.setdefault("LANCE_LOG", "error")  # "No existing dataset, it will be created" is no warning to a user
 
 
-def sources_schema(bands: Sequence[str]) -> pa.Schema:
-    """The catalogue: one row a source, `row` its dense number and position."""
+def sources_schema(bands: Sequence[str], references: Sequence[str] = ()) -> pa.Schema:
+    """The catalogue: one row a source, `row` its dense number and position; `references` name further photo-zs."""
     fields = [
         ("row", pa.int64()),
         ("source_id", pa.string()),
@@ -36,6 +36,7 @@ def sources_schema(bands: Sequence[str]) -> pa.Schema:
         ("size_arcsec", pa.float32()),
         ("z_reference", pa.float32()),
     ]
+    fields += [(f"z_reference_{name}", pa.float32()) for name in references]
     return pa.schema(fields)
 
 

@@ -19,7 +19,8 @@ from redshelf.models.errors import BadInput, nearest
 Columns = str | list[str]  # several: the first valid value wins
 LabelKind = Literal["spec", "grism", "photoz_many_band"]
 ObjectClass = Literal["galaxy", "star", "agn", "unknown"]
-BandName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,24}$")]
+TableFormat = Literal["fits", "votable", "ecsv", "csv", "parquet", "hats"]
+BandName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,24}$")]  # a part of column names
 
 
 def as_list(columns: Columns | None) -> list[str]:
@@ -58,19 +59,20 @@ class Cut(Section):
 
 class Catalogue(Section):
     path: str
-    format: Literal["fits", "votable", "ecsv", "csv", "parquet"] | None = None  # None: by the file's ending
+    format: TableFormat | None = None  # None: by the file's ending; a folder is HATS
     hdu: int | None = None  # FITS: which table, the first by default
     id: str
     ra: str  # degrees
     dec: str  # degrees
-    ebv: str | None = None
+    ebv: Columns | None = None  # E(B-V); several names: the first that the table has
     object_class: str | None = None
     class_values: dict[str, ObjectClass] = {}  # value in the object_class column -> class; others are "unknown"
     class_ranges: list[ClassRange] = []  # the same by ranges of a number column
     mask_flags: list[str] = []  # non-zero: bad photometry; the row is kept, flagged, never given a redshift
     saturation_flags: list[str] = []  # non-zero: saturated in every band
     size_arcsec: str | None = None
-    z_reference: str | None = None  # the catalogue's own photo-z, carried to be scored
+    z_reference: str | None = None  # the catalogue's own photo-z, carried to be scored; outside -0.01 to 20: none
+    z_references: dict[BandName, str] = {}  # further ones: name -> column, stored as z_reference_<name>
     cuts: list[Cut] = []
 
 
@@ -96,7 +98,7 @@ class BandSection(Section):
     zero_point: float | None = None  # AB magnitude of flux 1, instead of `unit`; for images too
     magnitude: Columns | None = None  # AB
     magnitude_error: Columns | None = None
-    missing: list[float] = []  # exact values that mean "not observed"
+    missing: list[float] = []  # exact values that mean "not observed", of `aperture_to_total` too
     valid_range: tuple[float, float] | None = None  # of the flux or magnitude column, in its own unit
     saturated: str | None = None  # column, non-zero: saturated in this band
     aperture_to_total: str | None = None  # column of magnitudes added to this band's magnitude
@@ -151,7 +153,7 @@ class Labels(Section):
     """Redshifts from one catalogue (`path` none: the survey's own)."""
 
     path: str | None = None
-    format: Literal["fits", "votable", "ecsv", "csv", "parquet"] | None = None
+    format: TableFormat | None = None
     match: Literal["id", "position"] = "id"
     radius_arcsec: float = Field(default=1.0, gt=0, le=10)
     id: str | None = None

@@ -1,4 +1,4 @@
-"""Named columns of a table file as numpy arrays: FITS, VOTable, ECSV, CSV and Parquet, for catalogues and label lists.
+"""Named columns of a table as numpy arrays: FITS, VOTable, ECSV, CSV, Parquet and HATS, for catalogues and label lists.
 
 Only the columns asked for are read. Missing numbers are NaN, missing texts empty.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv
 import gzip
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from redshelf.models.errors import BadInput, nearest
 Columns = dict[str, npt.NDArray[Any]]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Choose = Callable[[Sequence[str]], list[str]]  # the columns a table has -> those to read, or `BadInput`
 
+FITS_BLOCK_ROWS = 16_384
 FORMATS = {
     "fits": (".fits", ".fit", ".fits.gz"),
     "votable": (".xml", ".vot", ".votable"),
@@ -30,10 +33,21 @@ FORMATS = {
 }
 
 
-def _require(path: Path, names: Iterable[str], available: Sequence[str]) -> None:
+def _choose(
+    path: Path, names: Sequence[str], alternatives: Sequence[Sequence[str]], available: Sequence[str]
+) -> list[str]:
+    """`names`, and of each group of alternatives the first that is available."""
     for name in names:
         if name not in available:
             raise BadInput(f"{path.name} has no column {name!r}; {nearest(name, available)}")
+    chosen = list(names)
+    for group in alternatives:
+        found = next((name for name in group if name in available), None)
+        if found is None:
+            listed = ", ".join(repr(name) for name in group)
+            raise BadInput(f"{path.name} has none of the columns {listed}; {nearest(group[0], available)}")
+        chosen.append(found)
+    return list(dict.fromkeys(chosen))
 
 
 def _masked_to_numpy(values: npt.NDArray[Any], missing: Bools | None) -> npt.NDArray[Any]:
@@ -48,7 +62,7 @@ def _masked_to_numpy(values: npt.NDArray[Any], missing: Bools | None) -> npt.NDA
     return values
 
 
-def _read_fits(path: Path, names: Sequence[str], hdu: int | None) -> Columns:
+def _read_fits(path: Path, choose: Choose, hdu: int | None) -> Columns:
     from astropy.io import fits
 
     with fits.open(path, memmap=True) as units:
@@ -65,17 +79,19 @@ def _read_fits(path: Path, names: Sequence[str], hdu: int | None) -> Columns:
         place = table.fileinfo() or {}
         if path.suffix != ".gz" and place and place["datLoc"] + table.size > path.stat().st_size:
             raise BadInput(f"{path.name} is truncated: {path.stat().st_size} bytes, its header promises more")
-        _require(path, names, table.columns.names)
-        out = {}
-        for name in names:
-            values = np.asarray(table.data[name])
-            null = table.columns[name].null
-            integer = values.dtype.kind in "iu" and isinstance(null, int)
-            out[name] = _masked_to_numpy(values, values == null if integer else None)
-        return out
+        pieces: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in choose(table.columns.names)}
+        data, rows = table.data, int(table.header["NAXIS2"])
+        for start in range(0, max(rows, 1), FITS_BLOCK_ROWS):  # its columns lie interleaved: each page is read once
+            block = data[start : start + FITS_BLOCK_ROWS]
+            for name, found in pieces.items():
+                values = np.asarray(block[name])
+                null = table.columns[name].null
+                integer = values.dtype.kind in "iu" and isinstance(null, int)
+                found.append(_masked_to_numpy(values, values == null if integer else None))
+        return {name: np.concatenate(found) for name, found in pieces.items()}
 
 
-def _read_astropy(path: Path, names: Sequence[str], format: str) -> Columns:
+def _read_astropy(path: Path, choose: Choose, format: str) -> Columns:
     from astropy.table import Table
 
     with warnings.catch_warnings():
@@ -83,9 +99,8 @@ def _read_astropy(path: Path, names: Sequence[str], format: str) -> Columns:
             "ignore"
         )  # many archives' VOTables are slightly off the standard; the values are what counts
         table = Table.read(path, format=format)
-    _require(path, names, table.colnames)
     out = {}
-    for name in names:
+    for name in choose(table.colnames):
         mask = getattr(table[name], "mask", None)
         out[name] = _masked_to_numpy(np.asarray(table[name]), None if mask is None else np.asarray(mask))
     return out
@@ -105,7 +120,7 @@ def _arrow_to_numpy(column: Any) -> npt.NDArray[Any]:
     return np.asarray(column.to_numpy())
 
 
-def _read_csv(path: Path, names: Sequence[str], text: Sequence[str]) -> Columns:
+def _read_csv(path: Path, choose: Choose, text: Sequence[str]) -> Columns:
     import pyarrow as pa
     import pyarrow.csv
 
@@ -113,43 +128,67 @@ def _read_csv(path: Path, names: Sequence[str], text: Sequence[str]) -> Columns:
         gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
     ) as handle:
         header = next(csv.reader(handle), [])
-    _require(path, names, header)
-    options = pa.csv.ConvertOptions(include_columns=list(names), column_types=dict.fromkeys(text, pa.string()))
+    names = choose(header)
+    options = pa.csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(text, pa.string()))
     table = pa.csv.read_csv(path, convert_options=options)
     return {name: _arrow_to_numpy(table[name]) for name in names}
 
 
-def _read_parquet(path: Path, names: Sequence[str]) -> Columns:
+def _read_parquet(path: Path, choose: Choose) -> Columns:
     import pyarrow.parquet as pq
 
-    _require(path, names, pq.read_schema(path).names)
-    table = pq.ParquetFile(path).read(columns=list(names))
+    names = choose(pq.read_schema(path).names)
+    table = pq.ParquetFile(path).read(columns=names)
     return {name: _arrow_to_numpy(table[name]) for name in names}
 
 
-def read_columns(
-    path: Path, names: Iterable[str], *, format: str | None = None, hdu: int | None = None, text: Sequence[str] = ()
-) -> Columns:
-    """{name: (N,) array} of the named columns of a table file; the format goes by the ending unless given.
+def _read_hats(path: Path, choose: Choose) -> Columns:
+    from redshelf.indexing.hats import open_hats
 
-    Missing numbers are NaN, missing texts empty. `text`: columns that a CSV must not turn into numbers (ids).
+    dataset = open_hats(path)
+    names = choose(dataset.schema.names)
+    # a column at a time: strings take several times as much in numpy as in Arrow
+    return {name: _arrow_to_numpy(dataset.to_table(columns=[name])[name]) for name in names}
+
+
+def read_columns(
+    path: Path,
+    names: Iterable[str],
+    *,
+    alternatives: Sequence[Sequence[str]] = (),
+    format: str | None = None,
+    hdu: int | None = None,
+    text: Sequence[str] = (),
+) -> Columns:
+    """{name: (N,) array} of the named columns of a table file, by its ending unless `format` is given, or HATS folder.
+
+    Missing numbers are NaN, missing texts empty. `alternatives`: of each group of names the first that the table has is
+    read too. `text`: columns that a CSV must not turn into numbers (ids).
     `BadInput` names the file and, for a column that is not there, the nearest ones.
     """
-    names = list(dict.fromkeys(names))
-    if not path.is_file():
+    choose = partial(_choose, path, list(names), alternatives)
+    if not path.exists():
         raise BadInput(f"table {path} does not exist")
-    found = format or next((f for f, endings in FORMATS.items() if path.name.lower().endswith(endings)), None)
+    if path.is_dir() and format not in (None, "hats"):
+        raise BadInput(f"table {path} is a folder: expected a {format} file")
+    found = (
+        "hats"
+        if path.is_dir()
+        else format or next((f for f, endings in FORMATS.items() if path.name.lower().endswith(endings)), None)
+    )
     if found is None:
         raise BadInput(f"{path.name}: cannot tell its format; give `format`, one of {', '.join(FORMATS)}")
     try:
         if found == "fits":
-            columns = _read_fits(path, names, hdu)
+            columns = _read_fits(path, choose, hdu)
         elif found == "csv":
-            columns = _read_csv(path, names, text)
+            columns = _read_csv(path, choose, text)
         elif found == "parquet":
-            columns = _read_parquet(path, names)
+            columns = _read_parquet(path, choose)
+        elif found == "hats":
+            columns = _read_hats(path, choose)
         else:
-            columns = _read_astropy(path, names, "votable" if found == "votable" else "ascii.ecsv")
+            columns = _read_astropy(path, choose, "votable" if found == "votable" else "ascii.ecsv")
     except BadInput:
         raise
     except Exception as error:  # each reader has its own errors for a damaged file

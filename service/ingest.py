@@ -24,7 +24,7 @@ from redshelf.indexing import catalogue as catalogues
 from redshelf.indexing import cutouts, labels, mosaic, parts, store
 from redshelf.indexing import survey as surveys
 from redshelf.indexing.catalogue import Catalogue
-from redshelf.indexing.files import alone, sha256
+from redshelf.indexing.files import alone, manifest, sha256
 from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.indexing.mosaic import Tile
 from redshelf.indexing.survey import Survey
@@ -105,9 +105,10 @@ def fingerprint(survey: Survey, tiles: TilePaths) -> str:
                         raise BadInput(f"band {band.name}, tile {tile}: the {what} {file} does not exist")
                     images.append([tile, band.name, what, *facts(file)])
     path = survey.resolve(survey.catalogue.path)
-    if not path.is_file():
+    if not path.exists():
         raise BadInput(f"catalogue {path} does not exist")
-    text = json.dumps([document, images, sha256(path)], sort_keys=True)
+    content = manifest(path, [path]) if path.is_dir() else sha256(path)
+    text = json.dumps([document, images, content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -215,6 +216,8 @@ def _source_batches(
             "size_arcsec": catalogue.size_arcsec[here],
             "z_reference": catalogue.z_reference[here],
         }
+        further = [field.name for field in schema if field.name.startswith("z_reference_")]
+        columns |= {name: catalogue.z_references[here, r] for r, name in enumerate(further)}
         for b, band in enumerate(info.band_names):
             columns[f"flux_{band}"] = catalogue.flux_ujy[here, b]
             columns[f"flux_error_{band}"] = catalogue.flux_error_ujy[here, b]
@@ -223,10 +226,16 @@ def _source_batches(
 
 
 def _write_sources(
-    layout: Layout, info: ShelfInfo, catalogue: Catalogue, tiles: list[Tile], tile_of: npt.NDArray[np.int64]
+    layout: Layout,
+    info: ShelfInfo,
+    catalogue: Catalogue,
+    tiles: list[Tile],
+    tile_of: npt.NDArray[np.int64],
+    *,
+    references: Sequence[str],
 ) -> None:
     names = np.array([*(tile.name for tile in tiles), ""])[tile_of]  # -1 takes the last, no name
-    schema = store.sources_schema(info.band_names)
+    schema = store.sources_schema(info.band_names, references)
     receipts, plan = layout.work("ingest") / "sources", f"ingest-{info.fingerprint}"
     batches = _source_batches(info, catalogue, names, schema)
     parts.write_part(layout.sources, schema, batches, receipts=receipts, part=0, first_row=0, plan=plan)
@@ -245,7 +254,8 @@ def _fill(layout: Layout, survey: Survey, paths: TilePaths, *, mark: str, part_r
         layout.write_info(info)
     if info.has_images and store.count_rows(layout.cutouts) < len(catalogue):
         _write_cutouts(layout, info, catalogue, tiles, tile_of, part_rows=part_rows, progress=progress)
-    _write_sources(layout, info, catalogue, tiles, tile_of)
+    references = list(survey.catalogue.z_references)
+    _write_sources(layout, info, catalogue, tiles, tile_of, references=references)
     shutil.rmtree(layout.work("ingest"), ignore_errors=True)
 
 

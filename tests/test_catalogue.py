@@ -68,6 +68,27 @@ def test_missing_integers_and_texts_become_nan_and_empty(tmp_path: Path) -> None
         assert found["t"][0] == "x" and found["t"][1] in ("", "N/A")  # astropy writes masked text as its fill value
 
 
+def test_a_fits_table_of_many_blocks_is_read_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = [
+        fits.Column("large", format="K", bzero=2**63, array=np.array([2**63 + 1, 2, 3, 2**64 - 1, 5], dtype=np.uint64)),
+        fits.Column("null", format="J", null=-1, array=[1, 2, 3, -1, 5]),
+        fits.Column("flag", format="L", array=[True, False, True, False, True]),
+        fits.Column("text", format="8A", array=["a", "bcd", "", "efghijkl", "m"]),
+    ]
+    fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "t.fits")
+    monkeypatch.setattr("redshelf.indexing.tables.FITS_BLOCK_ROWS", 2)
+    found = read_columns(tmp_path / "t.fits", ["large", "null", "flag", "text"])
+    assert found["large"].tolist() == [2**63 + 1, 2, 3, 2**64 - 1, 5]
+    np.testing.assert_array_equal(found["null"], [1, 2, 3, np.nan, 5])
+    assert found["flag"].tolist() == [True, False, True, False, True]
+    assert found["text"].tolist() == ["a", "bcd", "", "efghijkl", "m"]
+
+
+def test_a_fits_table_without_rows_has_empty_columns(tmp_path: Path) -> None:
+    fits.BinTableHDU.from_columns([fits.Column("m", format="E", array=[])]).writeto(tmp_path / "t.fits")
+    assert read_columns(tmp_path / "t.fits", ["m"])["m"].shape == (0,)
+
+
 def test_ids_of_a_csv_stay_as_they_stand(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("id,ra,dec,m,e\n007,1,2,20,.1\n7,1,2,20,.1\n1e3,1,2,20,.1\n")
     assert survey_of(tmp_path, "c.csv").source_id.tolist() == [b"007", b"7", b"1e3"]
@@ -84,9 +105,45 @@ def test_an_id_that_cannot_stand_in_a_url_is_refused(tmp_path: Path, bad: str) -
         read(tmp_path, {**COLUMNS, "id": ["a", bad, "c"]})
 
 
-def test_ids_as_floats_are_refused(tmp_path: Path) -> None:
+def test_whole_numbers_stored_as_doubles_are_ids(tmp_path: Path) -> None:
+    assert read(tmp_path, {**COLUMNS, "id": [1.0, 2.0, 2.0**53 - 1]}).source_id.tolist() == [
+        b"1",
+        b"2",
+        str(2**53 - 1).encode(),
+    ]
+
+
+@pytest.mark.parametrize("bad", [2.5, 2.0**53, np.nan, np.inf])
+def test_floats_that_may_have_lost_an_id_are_refused(tmp_path: Path, bad: float) -> None:
     with pytest.raises(BadInput, match="ids are integers or text"):
-        read(tmp_path, {**COLUMNS, "id": [1.0, 2.0, 3.0]})
+        read(tmp_path, {**COLUMNS, "id": [1.0, bad, 3.0]})
+
+
+def test_float32_ids_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="ids are integers or text"):
+        read(tmp_path, {**COLUMNS, "id": np.float32([1, 2, 3])})
+
+
+def test_reddening_may_go_by_several_names_of_which_the_first_there_is_wins(tmp_path: Path) -> None:
+    columns = {**COLUMNS, "EBV": [0.1, 0.2, 0.3], "E2": [9.0, 9.0, 9.0]}
+    for ending in ("fits", "csv", "ecsv", "parquet"):
+        Table(columns).write(tmp_path / f"t.{ending}")
+        found = survey_of(tmp_path, f"t.{ending}", ebv=["EBV_MW", "EBV", "E2"])
+        np.testing.assert_allclose(found.ebv, [0.1, 0.2, 0.3], rtol=1e-6)
+        with pytest.raises(BadInput, match=rf"t.{ending} has none of the columns 'EBV_MW', 'EB_V'; nearest: .*EBV"):
+            survey_of(tmp_path, f"t.{ending}", ebv=["EBV_MW", "EB_V"])
+
+
+def test_a_reference_redshift_that_is_none_is_nan(tmp_path: Path) -> None:
+    found = read(tmp_path, {**COLUMNS, "z": [-99.0, 0.0, 20.5]}, z_reference="z")
+    np.testing.assert_array_equal(found.z_reference, np.float32([np.nan, 0.0, np.nan]))
+
+
+def test_an_aperture_correction_of_a_missing_value_makes_the_flux_unknown(tmp_path: Path) -> None:
+    columns = {**COLUMNS, "total": np.float32([-0.3, 0.0, -99.9])}
+    found = read(tmp_path, columns, band={**MAGNITUDE, "aperture_to_total": "total"})
+    np.testing.assert_allclose(found.flux_ujy[0, 0], 10 ** (-0.4 * (21.7 - 23.9)), rtol=1e-6)
+    assert found.state[2, 0] == State.NOT_OBSERVED and np.isnan(found.flux_ujy[2, 0])
 
 
 def test_duplicate_ids_are_refused_and_named(tmp_path: Path) -> None:
