@@ -1,6 +1,7 @@
 """kill -9 at random moments of ingest and embedding: no row is lost, doubled or wrong."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -79,3 +80,58 @@ def test_kills_at_random_moments_lose_and_double_nothing(tmp_path: Path) -> None
             _assert_same(ours.table(name), theirs.table(name))
         revision = theirs.newest("photometry")
         _assert_same(ours.embeddings("photometry", revision), theirs.embeddings("photometry", revision))
+
+
+STEPS = textwrap.dedent(
+    """
+    import sys
+    from pathlib import Path
+    from redshelf.models.errors import Conflict, NotFound
+    from redshelf.service import bulk
+    import torch
+    print("ready", flush=True)
+    root, tasks = Path(sys.argv[1]), sys.argv[2]
+    try:
+        plan = bulk.make_plan(root, encoder="photometry", part_rows=8, task_parts=3)
+        for task in map(int, tasks) if plan is not None else ():
+            bulk.do(root, encoder="photometry", task=task)
+        bulk.commit(root, encoder="photometry")
+    except (Conflict, NotFound) as error:  # parts are missing; the other process was first
+        print(error)
+        sys.exit(3)
+    """
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_two_workers_killed_at_random_moments_lose_and_double_nothing(tmp_path: Path) -> None:
+    survey = small_survey.write(tmp_path, sources=200, images=False, labels=False)
+    expected = tmp_path / "undisturbed"
+    ingest(survey, expected)
+    shutil.copytree(expected, tmp_path / "ingested")
+    revision, _ = embed(expected, encoder="photometry")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent / "links")}
+    rng, kills, shelves = np.random.default_rng(1), 0, 0
+
+    def start(root: Path, tasks: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", STEPS, str(root), tasks]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+
+    while kills < torture.count(4, 200):
+        root = tmp_path / f"steps{shelves}"
+        shelves += 1
+        shutil.copytree(tmp_path / "ingested", root)
+        for _ in range(4):
+            pair = [start(root, "012345678"), start(root, "876543210")]  # 25 parts, 9 tasks
+            for child in pair:
+                assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+            for child in pair:
+                time.sleep(float(rng.uniform(0, 0.15)))
+                child.kill()
+            kills += sum(child.communicate() is not None and child.returncode == -9 for child in pair)
+        last = start(root, "012345678")
+        said, _ = last.communicate()
+        assert last.returncode == 0, said
+        _assert_same(*(Layout(r).embeddings("photometry", revision) for r in (root, expected)))
+        assert not list(root.glob("work/embed*/plan.json"))
