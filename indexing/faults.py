@@ -27,8 +27,8 @@ Bools = npt.NDArray[np.bool_]
 Visible = Callable[[npt.NDArray[np.int64]], Bools]
 Progress = Callable[[int], object]
 
-BATCH_BYTES, BATCH_ROWS = 1 << 24, 65_536
-READ_AHEAD_BYTES = 1 << 26
+BATCH_BYTES, BATCH_ROWS = 1 << 22, 65_536
+READ_AHEAD_BYTES = 1 << 24  # of Lance, which may hold 2 GB by default
 SEEN_ROWS = 256  # whose pixels are looked at together
 SUSPECTS = 10_000  # ids that are compared in full, of those with equal hashes
 EXPONENT, MAGNITUDE = 0x7C00, 0x7FFF  # of a float16

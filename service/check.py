@@ -7,28 +7,23 @@ fault that is told, never an error. Leftovers of killed runs are notes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from redshelf.indexing import ann, faults, generation, leftovers, store
-from redshelf.indexing.batches import Reader
-from redshelf.indexing.columns import open_columns
-from redshelf.indexing.files import read_json, verify
+from redshelf.indexing import generation, leftovers, store
+from redshelf.indexing.files import verify
 from redshelf.indexing.generation import Generation
-from redshelf.indexing.layout import Layout, ShelfInfo
-from redshelf.models import checkpoint
+from redshelf.indexing.layout import Layout
 from redshelf.models.errors import RedshelfError
+from redshelf.service import contents
+from redshelf.service.contents import Bar, Checking, Table
 
 Lines = Generator[str, None, None]
-Bar = Callable[[int, str, str], Any]  # total, unit, label -> a context that gives an object with `update`
 
 QUIET_S = 2.0  # before progress is shown
-MESSAGE = 200  # characters of an error that is not ours
 
 
 @dataclass
@@ -44,49 +39,6 @@ class Checked:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Table:
-    """One version of a table, open."""
-
-    name: str
-    path: Path
-    dataset: Any
-    newest: bool
-
-    @property
-    def rows(self) -> int:
-        return int(self.dataset.count_rows())
-
-
-@dataclass(frozen=True)
-class _Shelf:
-    layout: Layout
-    info: ShelfInfo | None  # None: shelf.toml is damaged
-    damaged: set[str]  # folders and files at the top, and those below models/, index/ and columns/, with a damaged file
-    hashed: set[str]  # likewise, whose files were compared with their sha256
-    bar: Bar
-    say: Callable[[str], None]
-
-    def told(self, name: str, lines: Iterable[str]) -> None:
-        """Tell each line, and one more where reading raises, which names `name`."""
-        try:
-            for line in lines:
-                self.say(line)
-        except RedshelfError as error:
-            self.say(f"{name}: {error}")
-        except BaseException as error:
-            # a panic of Lance's Rust is no Exception
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            words = " ".join(str(error).split())
-            self.say(f"{name}: cannot be read: {words[:MESSAGE] or type(error).__name__}")
-
-    @contextmanager
-    def rows(self, table: _Table) -> Iterator[faults.Progress]:
-        with self.bar(table.rows, " rows", f"check {table.name}") as bar:
-            yield bar.update
-
-
 def _place(name: str) -> str:
     """Of a path in the shelf, what is damaged with it: `sources.lance`, `index/vit.0123456789ab`."""
     parts = name.split("/")
@@ -95,18 +47,20 @@ def _place(name: str) -> str:
 
 def _hashed(layout: Layout, published: list[Generation], bar: Bar, found: Checked) -> set[str]:
     """Compare the files of the generations, one that several have once; returns the places of the damaged ones."""
+    todo: list[tuple[str, dict[str, Any]]] = []  # what a line begins with, and the files
+    seen: dict[str, Any] = {}
+    for one in reversed(published):
+        new = {name: facts.model_dump() for name, facts in one.files.items() if seen.get(name) != facts}
+        seen |= one.files
+        todo.append(("" if one is published[-1] else f"generation {one.number}: ", new))
+        found.files += len(new)
+        found.bytes += sum(facts["size"] for facts in new.values())
     damaged: set[str] = set()
-    compared: dict[str, Mapping[str, Any]] = {}
-    with bar(sum(facts.size for g in published for facts in g.files.values()), "B", "check files") as shown:
-        for one in reversed(published):
-            facts = {name: known.model_dump() for name, known in one.files.items()}
-            new = {name: known for name, known in facts.items() if compared.get(name) != known}
-            compared |= new
-            lines = verify(layout.root, new, hashes=True, progress=shown.update)
+    with bar(found.bytes, "B", "check files") as shown:
+        for prefix, files in todo:
+            lines = verify(layout.root, files, hashes=True, progress=shown.update)
             damaged |= {_place(line.partition(":")[0]) for line in lines}
-            found.faults += lines if one is published[-1] else [f"generation {one.number}: {line}" for line in lines]
-            found.files += len(new)
-            found.bytes += sum(known["size"] for known in new.values())
+            found.faults += [prefix + line for line in lines]
     return damaged
 
 
@@ -116,7 +70,7 @@ def _published_tables(layout: Layout, one: Generation) -> dict[str, Path]:
     return {name: layout.table(f"{name}.{revisions[name]}" if name in revisions else name) for name in one.tables}
 
 
-def _pinned(shelf: _Shelf, one: Generation, name: str, path: Path, opened: dict[Path, Any]) -> Lines:
+def _pinned(shelf: Checking, one: Generation, name: str, path: Path, opened: dict[Path, Any]) -> Lines:
     """Open the version of a table that a generation has, into `opened`; faults of its rows, files and tag."""
     facts = one.tables[name]
     dataset = store.open_table(path, version=facts.version)
@@ -124,6 +78,8 @@ def _pinned(shelf: _Shelf, one: Generation, name: str, path: Path, opened: dict[
     rows = dataset.count_rows()
     if rows != facts.rows:
         yield f"{path.stem}: {rows} rows in version {facts.version}, generation {one.number} has {facts.rows}"
+    elif name != "labels" and rows != one.tables["sources"].rows:
+        yield f"{path.stem}: {rows} rows in generation {one.number}, its sources {one.tables['sources'].rows}"
     for file in generation.required_files(path, dataset):
         if file.relative_to(shelf.layout.root).as_posix() not in one.files:
             yield f"{file.relative_to(shelf.layout.root)}: generation {one.number} has no checksum of it"
@@ -135,7 +91,7 @@ def _pinned(shelf: _Shelf, one: Generation, name: str, path: Path, opened: dict[
         )
 
 
-def _newest(shelf: _Shelf) -> tuple[dict[Path, Any], dict[Path, int]]:
+def _newest(shelf: Checking) -> tuple[dict[Path, Any], dict[Path, int]]:
     """Every table on the shelf as it is now, and its rows, but those that are damaged or were never committed."""
     opened: dict[Path, Any] = {}
     rows: dict[Path, int] = {}
@@ -152,110 +108,41 @@ def _newest(shelf: _Shelf) -> tuple[dict[Path, Any], dict[Path, int]]:
     return opened, rows
 
 
-def _counts(layout: Layout, info: ShelfInfo | None, rows: Mapping[Path, int], damaged: set[str]) -> Lines:
-    """Tables of other lengths than the sources, and the commands that mend them."""
+def _superseded(layout: Layout, encoder: str, revision: str) -> bool:
+    """Whether the shelf has a newer revision of the encoder; False where that cannot be told."""
+    try:
+        return layout.newest(encoder) != revision
+    except (RedshelfError, LookupError, TypeError):
+        return False
+
+
+def _counts(shelf: Checking, rows: Mapping[Path, int], notes: list[str]) -> Lines:
+    """Tables of other lengths than the sources, and the commands that mend them; a note for superseded embeddings."""
+    layout = shelf.layout
 
     def unread(path: Path) -> bool:
-        return path.name in damaged or ((path / "_versions").is_dir() and path not in rows)
+        return path.name in shelf.damaged or ((path / "_versions").is_dir() and path not in rows)
 
     known = rows.get(layout.sources)
     if known is None:
         if not unread(layout.sources):
             yield "sources: there is no such table: run `redshelf ingest SURVEY.toml`"
         return
-    if info is not None and info.has_images and not unread(layout.cutouts):
+    if shelf.info is not None and shelf.info.has_images and not unread(layout.cutouts):
         have = rows.get(layout.cutouts, 0)
         if have != known:
             yield f"cutouts: {have} rows, the sources {known}: run `redshelf ingest SURVEY.toml`"
     for path, have in rows.items():
-        if path.name.startswith("embeddings.") and have != known:
-            mends = f": run `redshelf embed --encoder {path.stem.split('.')[1]}`" if have < known else ""
-            yield f"{path.stem}: {have} rows, the sources {known}{mends}"
-
-
-def _index(shelf: _Shelf, table: _Table, encoder: str, revision: str) -> Generator[str, None, Any]:
-    """Faults of the index of an embedding; returns what `faults.vectors` compares, None where that makes no sense."""
-    layout, dim = shelf.layout, table.dataset.schema.field("vector").type.list_size
-    folder, name = layout.index(encoder, revision), f"index/{encoder}.{revision}"
-    if name in shelf.damaged or not (folder / ann.MANIFEST).is_file():
-        return None
-    lines = list(faults.index_facts(folder, name, rows=table.rows, dim=dim, encoder=encoder, revision=revision))
-    told = ann.read_manifest(folder)
-    lines += [f"{name}/{line}" for line in verify(folder, told["files"], hashes=name not in shelf.hashed)]
-    yield from lines
-    if lines:
-        return None
-    return name, np.memmap(folder / ann.VECTORS, dtype=np.float16, mode="r", shape=(table.rows, dim)), told["vectors"]
-
-
-def _visible(shelf: _Shelf, encoder: str, revision: str) -> faults.Visible | None:
-    """Which rows the encoder sees a band of; None where its model, sources or cutouts are damaged."""
-    layout = shelf.layout
-    within = {layout.sources.name, layout.cutouts.name, f"models/{encoder}.{revision}"}
-    if shelf.info is None or within & shelf.damaged:
-        return None
-    try:
-        document = checkpoint.read_config(layout.model(encoder, revision))
-        reader = Reader(layout, shelf.info, bands=document["config"]["bands"], needs=frozenset(document["needs"]))
-    except (RedshelfError, LookupError, TypeError, ValueError, OSError):
-        return None
-    return lambda rows: reader.take(rows).visible()
-
-
-def _embedding(shelf: _Shelf, table: _Table, progress: faults.Progress) -> Lines:
-    encoder, _, revision = table.path.stem.removeprefix("embeddings.").rpartition(".")
-    model, visible = shelf.layout.model(encoder, revision), _visible(shelf, encoder, revision)
-    if f"models/{model.name}" not in shelf.damaged and not (model / "config.json").is_file():
-        yield f"{table.name}: no model {model.name} on this shelf has made it"
-    index = (yield from _index(shelf, table, encoder, revision)) if table.newest else None
-    yield from faults.vectors(table.dataset, table.name, index=index, visible=visible, progress=progress)
-
-
-def _content(shelf: _Shelf, table: _Table, sources: int | None) -> None:
-    """Faults inside one version of a table; `sources` is how many there are beside it, None where that is not known."""
-
-    def lines() -> Lines:
-        with shelf.rows(table) as progress:
-            if table.path == shelf.layout.sources:
-                yield from faults.sources(table.dataset, table.name, progress=progress)
-            elif table.path == shelf.layout.labels:
-                if sources is not None:
-                    yield from faults.labels(table.dataset, table.name, sources=sources, progress=progress)
-            elif table.path == shelf.layout.cutouts:
-                yield from faults.positions(table.dataset, table.name, progress=progress)
-            elif table.path.name.startswith("embeddings."):
-                yield from _embedding(shelf, table, progress)
-
-    shelf.told(table.name, lines())
-
-
-def _model(folder: Path) -> Lines:
-    """Faults of a stored encoder: its revision is what its files hash to, and its folder is called so."""
-    document = checkpoint.read_config(folder)
-    revision, told = checkpoint.stored_revision(folder), document["revision"]
-    if revision != told:
-        yield f"models/{folder.name}: weights and config hash to revision {revision}, config.json says {told}"
-    if folder.name != f"{document['name']}.{told}":
-        yield f"models/{folder.name}: holds encoder {document['name']}.{told}: the folder was renamed"
-    read_json(folder / "provenance.json")
-
-
-def _columns(shelf: _Shelf, one: Generation, opened: Mapping[Path, Any]) -> None:
-    """Faults of the arrays of a generation, where they and the tables are whole."""
-    layout, name = shelf.layout, f"columns/{one.number}"
-    sources, labels = opened.get(layout.sources), opened.get(layout.labels)
-    if shelf.info is None or sources is None or name in shelf.damaged or ("labels" in one.tables and labels is None):
-        return
-    bands = shelf.info.band_names
-
-    def lines() -> Lines:
-        with shelf.bar(sources.count_rows(), " rows", f"check {name}") as bar:
-            yield from faults.generation_columns(
-                open_columns(layout.columns(one.number)), name,
-                sources=sources, labels=labels, bands=bands, progress=bar.update,
-            )  # fmt: skip
-
-    shelf.told(name, lines())
+        if not path.name.startswith("embeddings.") or have == known:
+            continue
+        line = f"{path.stem}: {have} rows, the sources {known}"
+        encoder, _, revision = path.stem.removeprefix("embeddings.").rpartition(".")
+        if have > known:
+            yield line
+        elif _superseded(layout, encoder, revision):
+            notes.append(f"{line}: {encoder} has a newer revision")
+        else:
+            yield f"{line}: run `redshelf embed --encoder {encoder}`"
 
 
 def _generations(layout: Layout, every: bool, found: Checked) -> list[Generation]:
@@ -282,12 +169,14 @@ def check(root: Path, *, every: bool = False, progress: bool = False) -> Checked
     """
     from tqdm import tqdm
 
-    def bar(total: int, unit: str, label: str) -> Any:
-        scale = {"total": total, "unit": unit, "desc": label, "unit_scale": unit == "B"}
-        return tqdm(**scale, delay=QUIET_S, disable=not progress, leave=False)
+    started = time.perf_counter()
 
-    layout, found = Layout(root), Checked()
-    info = None
+    def bar(total: int, unit: str, label: str) -> Any:
+        delay = max(0.0, QUIET_S - (time.perf_counter() - started))
+        scale = {"total": total, "unit": unit, "desc": label, "unit_scale": unit == "B"}
+        return tqdm(**scale, delay=delay, disable=not progress, leave=False)
+
+    layout, found, info = Layout(root), Checked(), None
     published = _generations(layout, every, found)
     if not layout.info_file.exists() and not found.generations:
         layout.read_info()  # says that this is no shelf
@@ -298,12 +187,12 @@ def check(root: Path, *, every: bool = False, progress: bool = False) -> Checked
         except (RedshelfError, ValueError, OSError) as error:
             found.faults.append(f"{layout.info_file.name}: {error}")
     hashed = {_place(name) for one in published for name in one.files}
-    shelf = _Shelf(layout, info, damaged, hashed, bar, found.faults.append)
+    shelf = Checking(layout, info, damaged, hashed, bar, found.faults.append)
     newest, rows = _newest(shelf)
     found.tables = {path.stem: count for path, count in rows.items()}
-    shelf.told("tables", _counts(layout, info, rows, damaged))
+    shelf.told("tables", _counts(shelf, rows, found.notes))
     for path, dataset in newest.items():
-        _content(shelf, _Table(path.stem, path, dataset, newest=True), rows.get(layout.sources))
+        contents.content(shelf, Table(path.stem, path, dataset, newest=True), rows.get(layout.sources))
     done = {(path, dataset.version) for path, dataset in newest.items()}
     for one in published:
         opened: dict[Path, Any] = {}
@@ -314,11 +203,11 @@ def check(root: Path, *, every: bool = False, progress: bool = False) -> Checked
             if (path, dataset.version) not in done:
                 done.add((path, dataset.version))
                 label = f"{path.stem} (version {dataset.version})"
-                _content(shelf, _Table(label, path, dataset, newest=False), one.tables["sources"].rows)
-        _columns(shelf, one, opened)
+                contents.content(shelf, Table(label, path, dataset, newest=False), one.tables["sources"].rows)
+        contents.columns(shelf, one, opened)
     for folder in sorted(layout.models.glob("[!.]*")):
         if f"models/{folder.name}" not in damaged:
-            shelf.told(f"models/{folder.name}", _model(folder))
+            shelf.told(f"models/{folder.name}", contents.model(folder))
         found.models += 1
     noting = replace(shelf, say=found.notes.append)
     noting.told("work", leftovers.jobs(layout))
