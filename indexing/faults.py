@@ -1,7 +1,7 @@
 """What can be wrong in the tables of a shelf and in the arrays made of them: functions that yield one line a fault.
 
-Rows are streamed, whatever their number: a scan holds some batches of `BATCH_BYTES`, and of all rows together at most 16 bytes
-each, for the ids. A kind of fault is told once, with the number of its rows and the first of them.
+Rows are streamed, whatever their number: a scan holds some batches of `BATCH_BYTES`, and of all rows together at most
+16 bytes each, for the ids. A kind of fault is told once, with the number of its rows and the first of them.
 """
 
 from __future__ import annotations
