@@ -172,7 +172,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("-k", type=int, help="how many [10]")
     p.add_argument("--estimator", metavar="NAME", help="of the redshift [the shelf's default]")
 
-    add("check", "compare every file of the newest generation with its checksum")
+    p = add("check", "every checksum, id, count and vector; exit status 1 on any fault")
+    p.add_argument("--all", action="store_true", help="every generation, not the newest alone")
     add("status", "what the shelf has, and what is missing")
 
     p = commands.add_parser(

@@ -230,16 +230,12 @@ def search(arguments: Namespace) -> int:
 
 
 def check(arguments: Namespace) -> int:
-    import json
+    from redshelf.api import show
+    from redshelf.service.check import check
 
-    from redshelf.service.publish import check
-
-    faults = check(_shelf(arguments))
-    if arguments.json:
-        print(json.dumps({"faults": faults}))
-    else:
-        print("\n".join(faults) or "all files are as published")
-    return 1 if faults else 0
+    found = check(_shelf(arguments), every=arguments.all, progress=_progress())
+    print(show.facts(found, as_json=True) if arguments.json else show.checked(found))
+    return 1 if found.faults else 0
 
 
 def status(arguments: Namespace) -> int:

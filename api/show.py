@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from redshelf.service.answers import NeighboursAnswer, RedshiftAnswer
 
 if TYPE_CHECKING:
+    from redshelf.service.check import Checked
     from redshelf.service.demo import DemoReport
     from redshelf.service.fit import FitReport
     from redshelf.service.status import Progress, Status
@@ -142,6 +143,17 @@ def status(found: Status) -> str:
     lines += [_embedding(e) for e in found.embedding]
     lines += ["", *[f"missing: {line}" for line in found.missing]] if found.missing else []
     return "\n".join(lines)
+
+
+def checked(found: Checked) -> str:
+    """A line for each fault, then the notes; where there is no fault also what was looked at."""
+    lines = [*found.faults, *[f"note: {line}" for line in found.notes]]
+    if found.faults:
+        return "\n".join(lines)
+    which = f"generation {', '.join(map(str, found.generations))}: " if found.generations else ""
+    files = f"{found.files} files ({found.bytes / 1e6:,.1f} MB) as published, " if found.generations else ""
+    rows = ", ".join(f"{count} rows of {name}" for name, count in found.tables.items())
+    return "\n".join([*lines, f"{which}{files}{rows}, {found.models} models: no fault"])
 
 
 def demo(report: DemoReport) -> str:

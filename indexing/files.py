@@ -4,12 +4,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from redshelf.models.errors import BadInput, Conflict
+
+BLOCK = 1 << 22  # bytes read at once of a file that is hashed
 
 
 def _sync_folder(folder: Path) -> None:
@@ -78,10 +80,14 @@ def alone(lock: Path, busy: str) -> Iterator[None]:
         held.release()
 
 
-def sha256(path: Path) -> str:
-    """Hex sha256 of a file, streamed."""
+def sha256(path: Path, progress: Callable[[int], object] = lambda size: None) -> str:
+    """Hex sha256 of a file, streamed; `progress` is told of the bytes of each block."""
+    digest = hashlib.sha256()
     with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        while block := handle.read(BLOCK):
+            digest.update(block)
+            progress(len(block))
+    return digest.hexdigest()
 
 
 def manifest(root: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
@@ -90,15 +96,27 @@ def manifest(root: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     return {f.relative_to(root).as_posix(): {"sha256": sha256(f), "size": f.stat().st_size} for f in files}
 
 
-def verify(root: Path, expected: dict[str, dict[str, Any]], *, hashes: bool) -> list[str]:
-    """One line for each file of a manifest that is missing or differs; sizes only unless `hashes`."""
+def verify(
+    root: Path,
+    expected: Mapping[str, Mapping[str, Any]],
+    *,
+    hashes: bool,
+    progress: Callable[[int], object] = lambda size: None,
+) -> list[str]:
+    """One line for each file of a manifest that is missing, unreadable or differs; sizes only unless `hashes`.
+
+    Each line begins with the file's name and a colon. `progress` is told of the bytes that were hashed.
+    """
     faults = []
     for name, facts in expected.items():
         path = root / name
-        if not path.is_file():
-            faults.append(f"{name}: missing")
-        elif path.stat().st_size != facts["size"]:
-            faults.append(f"{name}: {path.stat().st_size} bytes, expected {facts['size']}")
-        elif hashes and sha256(path) != facts["sha256"]:
-            faults.append(f"{name}: sha256 differs from the manifest")
+        try:
+            if not path.is_file():
+                faults.append(f"{name}: missing")
+            elif path.stat().st_size != facts["size"]:
+                faults.append(f"{name}: {path.stat().st_size} bytes, expected {facts['size']}")
+            elif hashes and sha256(path, progress) != facts["sha256"]:
+                faults.append(f"{name}: sha256 differs from the manifest")
+        except OSError as error:
+            faults.append(f"{name}: cannot be read: {error.strerror}")
     return faults

@@ -198,7 +198,7 @@ def commit_parts(table: Path, schema: pa.Schema, *, receipts: Path, parts: int, 
         transaction = lance.Transaction(version, operation, transaction_properties={"plan": plan})
         dataset = lance.LanceDataset.commit(str(table), transaction, read_version=version)
         verify_rows(dataset, table.name, expected=rows)
-        tag(dataset, "committed")
+        tag(dataset, f"plan-{plan}")
         _sweep(table, dataset)
         shutil.rmtree(receipts, ignore_errors=True)
         return rows

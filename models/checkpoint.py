@@ -13,7 +13,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -27,10 +28,14 @@ if TYPE_CHECKING:
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 
 
-def revision_of(kind: str, config: dict[str, Any], weights: bytes) -> str:
-    """First 12 hex digits of sha256 over the kind, the canonical JSON of `config`, and the weight file's bytes."""
+def revision_of(kind: str, config: dict[str, Any], weights: bytes | Iterable[bytes]) -> str:
+    """First 12 hex digits of sha256 over the kind, the canonical JSON of `config`, and the weight file's bytes, whole
+    or in pieces."""
     text = json.dumps({"kind": kind, "config": config}, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode() + b"\0" + weights).hexdigest()[:12]
+    digest = hashlib.sha256(text.encode() + b"\0")
+    for piece in [weights] if isinstance(weights, bytes) else weights:
+        digest.update(piece)
+    return digest.hexdigest()[:12]
 
 
 def _serialise(weights: dict[str, Tensor]) -> bytes:
@@ -108,6 +113,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     if lacks:
         raise BadInput(f"{path} lacks {lacks[0]!r}: expected an encoder written by redshelf")
     return {**document, "needs": document.get("needs") or sorted(encoder_class(document["kind"]).needs)}
+
+
+def stored_revision(folder: Path) -> str:
+    """The revision that weights and config in `folder` hash to, whatever they say; weights are read by pieces."""
+    document = read_config(folder)
+    with (folder / "weights.safetensors").open("rb") as handle:
+        return revision_of(document["kind"], document["config"], iter(partial(handle.read, 1 << 22), b""))
 
 
 def load(folder: Path) -> StoredEncoder:

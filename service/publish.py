@@ -17,7 +17,7 @@ import numpy.typing as npt
 from redshelf.indexing import ann, columns, generation, parts, store
 from redshelf.indexing.batches import photometry, photometry_columns
 from redshelf.indexing.columns import Columns
-from redshelf.indexing.files import alone, manifest, read_json, verify
+from redshelf.indexing.files import alone, manifest, read_json
 from redshelf.indexing.generation import FileFacts, Generation, PublishedEncoder, PublishedEstimators, TableVersion
 from redshelf.indexing.layout import Layout
 from redshelf.models import checkpoint
@@ -183,11 +183,6 @@ def _z_phot(
     return z
 
 
-def _table_files(path: Path, dataset: Any) -> list[Path]:
-    data = [path / "data" / Path(f.path).name for fragment in dataset.get_fragments() for f in fragment.data_files()]
-    return [*data, store.version_file(path, dataset)]
-
-
 def publish(root: Path, *, default_encoder: str | None = None, default_estimator: str | None = None) -> Generation:
     """Write the next generation of the shelf and return it.
 
@@ -228,8 +223,8 @@ def _publish(layout: Layout, default_encoder: str | None, default_estimator: str
     columns.write(layout.columns(number), {**known, "z_phot": z_phot})
     files = [layout.info_file, layout.columns(number)]
     for name, dataset in tables.items():
-        store.tag(dataset, f"generation-{number}")
-        files += _table_files(paths[name], dataset)
+        store.tag(dataset, generation.tag_of(number))
+        files += generation.files_of(paths[name], dataset, number)
     for e in encoders:
         files += [layout.model(e.name, e.revision), layout.index(e.name, e.revision)]
     files += [layout.redshift / fit.published.folder for fit in fits]
@@ -251,25 +246,3 @@ def _publish(layout: Layout, default_encoder: str | None, default_estimator: str
                 raise Conflict(f"{paths[name].name}/{file} has changed since it was written: its sha256 differs")
     generation.write(layout, written)
     return written
-
-
-def check(root: Path, number: int | None = None) -> list[str]:
-    """One line for each fault of a generation: every file's sha256, `row == position`, and counts across tables."""
-    layout = Layout(root)
-    published = generation.read(layout, number)
-    faults = verify(root, {name: facts.model_dump() for name, facts in published.files.items()}, hashes=True)
-    if faults:
-        return faults
-    sources = published.tables["sources"].rows
-    for name, facts in published.tables.items():
-        path = layout.root / f"{name}.lance"
-        if name.startswith("embeddings."):
-            revision = next(e.revision for e in published.encoders if f"embeddings.{e.name}" == name)
-            path = layout.table(f"{name}.{revision}")
-        if name == "labels":
-            continue
-        try:
-            parts.verify_rows(store.open_table(path, version=facts.version), name, expected=sources)
-        except BadInput as error:
-            faults.append(str(error))
-    return faults

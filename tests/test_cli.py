@@ -183,7 +183,7 @@ def test_check_finds_a_flipped_bit(bare_shelf: Path, tmp_path: Path, capsys: pyt
     damaged = tmp_path / "shelf"
     shutil.copytree(bare_shelf, damaged)
     assert main(["check", "--shelf", str(damaged)]) == 0
-    assert capsys.readouterr().out == "all files are as published\n"
+    assert capsys.readouterr().out.endswith(": no fault\n")
     target = next((damaged / "index").glob("*/vectors.f16"))
     blob = bytearray(target.read_bytes())
     blob[11] ^= 4

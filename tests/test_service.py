@@ -15,9 +15,10 @@ from redshelf.indexing import embed as bulk
 from redshelf.indexing import generation, parts, store
 from redshelf.indexing.layout import Layout
 from redshelf.models.errors import BadInput, Conflict, NotFound
+from redshelf.service.check import check
 from redshelf.service.embedding import build_index, embed, find_encoder
 from redshelf.service.fit import fit, read_labels
-from redshelf.service.publish import check, publish
+from redshelf.service.publish import publish
 from redshelf.service.redshift import estimate, redshift_of_vector, redshifts
 from redshelf.service.shelf import OpenShelf, open_shelf
 from redshelf.service.sources import source
@@ -94,7 +95,7 @@ def test_publish_writes_a_new_generation_and_leaves_the_old_one_readable(own_she
     assert (second.number, second.default_encoder, second.default_estimator) == (2, "photometry", "knn")
     assert open_shelf(own_shelf).generation == second
     assert open_shelf(own_shelf, 1).generation.number == 1
-    assert check(own_shelf) == []
+    assert check(own_shelf).faults == []
     with pytest.raises(NotFound, match="no indexed encoder 'clip'"):
         publish(own_shelf, default_encoder="clip")
     assert generation.numbers(Layout(own_shelf)) == [1, 2]
@@ -119,7 +120,7 @@ def test_a_flipped_bit_is_found_by_check_and_never_served(own_shelf: Path, part:
     blob = bytearray(path.read_bytes())
     blob[len(blob) // 2] ^= 1
     path.write_bytes(bytes(blob))
-    assert len(check(own_shelf)) == 1 and part in check(own_shelf)[0]
+    assert len(check(own_shelf).faults) == 1 and part in check(own_shelf).faults[0]
     with pytest.raises((Conflict, BadInput), match="damaged"):
         open_shelf(own_shelf)
 
@@ -130,10 +131,10 @@ def test_a_flipped_bit_in_a_lance_file_is_found_by_check(own_shelf: Path) -> Non
         blob = bytearray((own_shelf / name).read_bytes())
         blob[len(blob) // 2] ^= 4
         (own_shelf / name).write_bytes(bytes(blob))
-        assert any(name in line for line in check(own_shelf))
+        assert any(name in line for line in check(own_shelf).faults)
         blob[len(blob) // 2] ^= 4
         (own_shelf / name).write_bytes(bytes(blob))
-    assert check(own_shelf) == []
+    assert check(own_shelf).faults == []
 
 
 def test_embedding_again_changes_nothing_and_an_unknown_encoder_is_named(own_shelf: Path) -> None:
@@ -254,12 +255,12 @@ def test_a_source_on_no_tile_is_kept_but_never_found_by_its_pixels(tmp_path: Pat
     unseen = redshifts(opened, ["s0007"], encoder="vit")[0]
     assert unseen.z_median is None and "no band of it was observed" in unseen.support.reasons[0]
     assert redshifts(opened, ["s0007"], encoder="photometry")[0].z_median is not None
-    assert check(root) == []
+    assert check(root).faults == []
 
 
 def test_the_same_fit_again_leaves_what_is_published_as_it_is(own_shelf: Path) -> None:
     fit(own_shelf, encoder="photometry")
-    assert check(own_shelf) == []
+    assert check(own_shelf).faults == []
     assert open_shelf(own_shelf).generation.number == 1
 
 
