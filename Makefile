@@ -18,7 +18,7 @@ venv: $(STAMP)
 # --clear: faiss-cpu and faiss-gpu never share an environment
 $(STAMP): pyproject.toml deploy/lock-$(EXTRA).txt
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet -c deploy/lock-$(EXTRA).txt -e ".[$(EXTRA),sim,dev]"
+	$(BIN)/python -m pip install --quiet -c deploy/lock-$(EXTRA).txt -e ".[$(EXTRA),sim,ray,dev]"
 	touch $@
 
 demo: venv

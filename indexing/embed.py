@@ -26,7 +26,7 @@ from redshelf.models.encoder import Encoder
 from redshelf.models.errors import BadInput, Interrupted
 
 # of a batch: on a CPU what its caches hold, on a GPU enough to fill it, without pixels what makes Python's part small
-BATCH_CPU, BATCH_GPU, BATCH_FLUXES = 64, 512, 32_768
+BATCH_CPU, BATCH_GPU, BATCH_FLUXES = 64, 512, 8192
 
 
 def embed_parts(

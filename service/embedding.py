@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from redshelf.models.photometry import Photometry
 
 PCA_ROWS = 4096  # sources that a PCA is fitted on
-FIT_ROWS = 200_000  # the standardising constants of photometry come from at most this many sources
+FIT_ROWS = 50_000  # the standardising constants of photometry come from at most this many sources
 
 
 def fit_photometry(layout: Layout) -> Photometry:
