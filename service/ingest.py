@@ -16,7 +16,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import count, groupby
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +133,7 @@ def describe(survey: Survey, catalogue: Catalogue, tiles: Sequence[Tile], *, fin
 
 def _batches(
     info: ShelfInfo, catalogue: Catalogue, tiles: list[Tile], parts: Sequence[partition.Part]
-) -> Iterator[tuple[partition.Part, pa.RecordBatch]]:
+) -> Iterator[pa.RecordBatch]:
     """The cutouts of some parts; the pixels of a strip are read once for all of its parts, and are then let go."""
     for (tile, _), together in groupby(parts, key=lambda part: (part.tile, part.strip)):
         chosen = list(together)
@@ -143,9 +142,17 @@ def _batches(
         images = cutouts.band_images(info, tiles[tile] if tile >= 0 else None, ra, dec)
         for part in chosen:
             rows = slice(part.first_row - low, part.first_row - low + part.rows)
-            for batch in cutouts.batches(images, rows, cutout_px=info.cutout_px, first_row=part.first_row):
-                yield part, batch
+            yield from cutouts.batches(images, rows, cutout_px=info.cutout_px, first_row=part.first_row)
         del images  # before the next are read
+
+
+def _first(batches: Iterator[pa.RecordBatch | None], rows: int) -> Iterator[pa.RecordBatch]:
+    """The batches of the next `rows` rows, and nothing of what follows them."""
+    while rows > 0:
+        batch = next(batches)
+        assert batch is not None  # the plan counts the rows that are cut
+        rows -= len(batch)
+        yield batch
 
 
 def _write_cutouts(
@@ -174,8 +181,8 @@ def _write_cutouts(
         tqdm(total=len(catalogue), initial=before, unit="sources", desc="cutouts", disable=not progress) as bar,
         closing(ahead((partial(next, cutting, None) for _ in count()), depth=BATCHES_AHEAD)) as found,
     ):
-        for part, pieces in groupby(iter(found.__next__, None), key=itemgetter(0)):
-            batches, first = (batch for _, batch in pieces), part.first_row
+        for part in todo:
+            batches, first = _first(found, part.rows), part.first_row
             store.write_part(layout.cutouts, schema, batches, receipts=receipts, part=part.number, first_row=first)
             bar.update(part.rows)
     store.commit_parts(layout.cutouts, schema, receipts=receipts, parts=len(parts), plan=f"ingest-{info.fingerprint}")

@@ -289,6 +289,26 @@ def test_fpacked_mosaics_give_the_shelf_of_plain_ones(
     assert_same_rows(tmp_path / "s", ingested[0])
 
 
+def test_pixels_that_cannot_be_unpacked_are_named_and_the_tiles_before_stay(
+    survey_file: Path, ingested: tuple[Path, IngestReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mosaic, "NOISE_BOX_PX", 4)
+    shutil.copytree(survey_file.parent, tmp_path / "d")
+    tiles = columns_of(Layout(ingested[0]).sources)["tile"].tolist()
+    image, header = fits.getdata(tmp_path / "d" / "mosaics" / "r" / f"{tiles[56]}.fits", header=True)
+    damaged = tmp_path / "d" / "mosaics" / "r" / f"{tiles[56]}.fits"  # of the tile that comes last
+    unit = fits.CompImageHDU(image, header, compression_type="GZIP_1", quantize_level=0)
+    fits.HDUList([fits.PrimaryHDU(), unit]).writeto(damaged, overwrite=True)
+    data = bytearray(damaged.read_bytes())
+    place = data.rindex(b"\x1f\x8b")  # where the last pixel row begins; no noise is measured there
+    data[place : place + 40] = bytes(40)
+    damaged.write_bytes(data)
+    with pytest.raises(BadInput, match=rf"mosaics/r/{tiles[56]}\.fits cannot be read"):
+        ingest(tmp_path / "d" / "survey.toml", tmp_path / "s", part_rows=8)
+    done = store.done_parts(tmp_path / "s" / "work" / "ingest" / "cutouts-8")
+    assert done == set(range(-(-tiles.count(tiles[0]) // 8)))
+
+
 def test_a_tile_in_another_projection_is_cut_where_its_own_wcs_says(tmp_path: Path) -> None:
     path = write_survey(tmp_path / "d")
     wcs = WCS(naxis=2)
