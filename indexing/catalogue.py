@@ -52,14 +52,6 @@ class Catalogue:
         return Catalogue(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
-@dataclass(frozen=True)
-class CutRows:
-    """What one cut of the survey file did to a catalogue: rows that passed all cuts before it, and not it."""
-
-    cut: str
-    removed: int
-
-
 def ids(values: npt.NDArray[Any], *, column: str) -> npt.NDArray[np.bytes_]:
     """Source ids as they stand, integers as decimal text; `BadInput` naming the first that is no valid id."""
     import pyarrow as pa
@@ -112,15 +104,15 @@ def passes(columns: Columns, cuts: Sequence[Cut]) -> Bools:
     return apply(columns, cuts)[0]
 
 
-def apply(columns: Columns, cuts: Sequence[Cut]) -> tuple[Bools, tuple[CutRows, ...]]:
-    """`passes`, and what each cut removed of the rows that those before it had left."""
+def apply(columns: Columns, cuts: Sequence[Cut]) -> tuple[Bools, dict[str, int]]:
+    """`passes`, and how many rows each cut removed of those that the cuts before it had left."""
     keep = np.ones(len(next(iter(columns.values()))), dtype=bool)
-    removed = []
+    removed: dict[str, int] = {}
     for cut in cuts:
         passing = _passing(columns, cut)
-        removed.append(CutRows(str(cut), int((keep & ~passing).sum())))
+        removed[str(cut)] = removed.get(str(cut), 0) + int((keep & ~passing).sum())
         keep &= passing
-    return keep, tuple(removed)
+    return keep, removed
 
 
 def classes(
@@ -250,8 +242,8 @@ def _reddening(columns: Columns, name: str | None, source_id: npt.NDArray[np.byt
     return ebv
 
 
-def read(survey: Survey) -> tuple[Catalogue, tuple[CutRows, ...]]:
-    """The survey's catalogue, and what its cuts removed.
+def read(survey: Survey) -> tuple[Catalogue, dict[str, int]]:
+    """The survey's catalogue, and how many rows each of its cuts removed.
 
     Raises `BadInput` with the file, the column or id, and what was expected.
     """

@@ -27,7 +27,7 @@ Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 CLIP = 6e4  # noise units; float16 ends at 65,504
-ROWS_PER_BATCH = 256
+ROWS_PER_BATCH, BATCH_BYTES = 256, 2**24  # at most, whichever is less; of pixels
 HELD_BYTES = 2 * 2**30  # of a tile's mosaics; rows of a shelf follow from it, so it does not go by the machine
 HELD_BYTES_A_PIXEL = 3  # a float16 and a bool
 SOURCES_AT_ONCE = 16_384  # whose apertures are looked at
@@ -192,8 +192,9 @@ def batches(
 ) -> Iterator[pa.RecordBatch]:
     """Record batches of store.cutouts_schema for the sources at `rows` of `band_images`, numbered from `first_row`."""
     schema = store.cutouts_schema(len(images), cutout_px)
-    for start in range(rows.start, rows.stop, ROWS_PER_BATCH):
-        here = slice(start, min(start + ROWS_PER_BATCH, rows.stop))
+    size = max(1, min(ROWS_PER_BATCH, BATCH_BYTES // (2 * len(images) * cutout_px**2)))
+    for start in range(rows.start, rows.stop, size):
+        here = slice(start, min(start + size, rows.stop))
         count, row = here.stop - start, first_row + start - rows.start
         pixels = np.zeros((count, len(images), cutout_px, cutout_px), dtype=np.float16)
         bad = np.ones(pixels.shape, dtype=bool)

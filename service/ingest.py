@@ -25,7 +25,7 @@ import pyarrow as pa
 from redshelf.indexing import catalogue as catalogues
 from redshelf.indexing import cutouts, labels, mosaic, partition, store
 from redshelf.indexing import survey as surveys
-from redshelf.indexing.catalogue import Catalogue, CutRows
+from redshelf.indexing.catalogue import Catalogue
 from redshelf.indexing.files import alone, sha256
 from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.indexing.memory import keep_freed_memory
@@ -51,7 +51,7 @@ class IngestReport:
 
     survey: str
     sources: int
-    cuts: tuple[CutRows, ...]  # in the survey file's order; empty where the catalogue was not read again
+    cut: dict[str, dict[str, int]]  # cut of the survey file -> {"removed": rows}; empty if the catalogue was not read
     labelled: int
     states: dict[str, dict[str, int]]  # band -> state of the catalogue photometry -> sources
     tiles: int
@@ -224,8 +224,8 @@ def _write_sources(layout: Layout, info: ShelfInfo, catalogue: Catalogue, tiles:
 
 def _fill(
     layout: Layout, survey: Survey, paths: TilePaths, *, mark: str, part_rows: int, progress: bool
-) -> tuple[CutRows, ...]:
-    """Write shelf.toml, cutouts and sources, as far as an earlier run has not; what the catalogue's cuts removed."""
+) -> dict[str, int]:
+    """Write shelf.toml, cutouts and sources, as far as an earlier run has not; what each cut removed."""
     catalogue, cuts = catalogues.read(survey)
     tiles = [mosaic.open_tile(survey, name, bands) for name, bands in paths.items()]
     catalogue, tiles, tile_of, strip_of = partition.order(catalogue, tiles, path=survey.resolve(survey.catalogue.path))
@@ -279,7 +279,7 @@ def ingest(survey_file: Path, shelf: Path, *, part_rows: int = 4096, progress: b
         )
     with alone(layout.work("ingest.lock"), f"another process is writing to {layout.root}: wait until it has ended"):
         finished = layout.info_file.is_file() and store.count_rows(layout.sources) > 0
-        cuts: tuple[CutRows, ...] = ()
+        cuts: dict[str, int] = {}
         if not finished:
             cuts = _fill(layout, survey, paths, mark=mark, part_rows=part_rows, progress=progress)
         merged, sources = _write_labels(layout, survey)
@@ -292,7 +292,7 @@ def ingest(survey_file: Path, shelf: Path, *, part_rows: int = 4096, progress: b
     return IngestReport(
         survey=survey.survey.name,
         sources=len(sources),
-        cuts=cuts,
+        cut={cut: {"removed": rows} for cut, rows in cuts.items()},
         labelled=len(merged.table),
         states=states,
         tiles=len(paths),

@@ -19,6 +19,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from filelock import FileLock
 
+from redshelf.api import show
 from redshelf.indexing import cutouts, mosaic, store
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.partition import plan
@@ -196,6 +197,7 @@ def test_sources_carry_the_catalogue(survey_file: Path, ingested: tuple[Path, In
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from redshelf.api import show
 from redshelf.indexing import cutouts, mosaic, store
 from redshelf.service.ingest import ingest
 write, left = store.write_part, int(sys.argv[3])
@@ -228,6 +230,14 @@ def test_another_part_size_gives_the_same_rows(
     survey_file: Path, ingested: tuple[Path, IngestReport], tmp_path: Path
 ) -> None:
     ingest(survey_file, tmp_path / "s", part_rows=1000)
+    assert_same_rows(tmp_path / "s", ingested[0])
+
+
+def test_batches_of_a_single_source_give_the_same_rows(
+    survey_file: Path, ingested: tuple[Path, IngestReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cutouts, "BATCH_BYTES", 1)
+    ingest(survey_file, tmp_path / "s", part_rows=8)
     assert_same_rows(tmp_path / "s", ingested[0])
 
 
@@ -388,11 +398,10 @@ def test_the_report_says_what_each_cut_removed(survey_file: Path, tmp_path: Path
          '{column = "id", operator = "not in", value = ["s0", "s1", "s2"]}]\n')  # fmt: skip
     report = ingest(path, tmp_path / "s")
     first, second = (flux <= 1.5).sum(), (flux[:3] > 1.5).sum()
-    assert [(c.cut, c.removed) for c in report.cuts] == [
-        ("f_g > 1.5", first), ("id not in ['s0', 's1', 's2']", second)
-    ]  # fmt: skip
+    assert report.cut == {"f_g > 1.5": {"removed": first}, "id not in ['s0', 's1', 's2']": {"removed": second}}
+    assert f"cut f_g > 1.5                   removed {first}\n" in show.facts(report, as_json=False)
     assert report.sources == 60 - first - second and 0 < first < 60 and second > 0
-    assert ingest(path, tmp_path / "s").cuts == ()  # labels only: the catalogue is not read
+    assert ingest(path, tmp_path / "s").cut == {}  # labels only: the catalogue is not read
 
 
 @pytest.mark.slow
