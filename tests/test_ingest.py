@@ -399,7 +399,8 @@ def test_the_report_says_what_each_cut_removed(survey_file: Path, tmp_path: Path
     report = ingest(path, tmp_path / "s")
     first, second = (flux <= 1.5).sum(), (flux[:3] > 1.5).sum()
     assert report.cut == {"f_g > 1.5": {"removed": first}, "id not in ['s0', 's1', 's2']": {"removed": second}}
-    assert f"cut f_g > 1.5                   removed {first}\n" in show.facts(report, as_json=False)
+    lines = [line.split("  ") for line in show.facts(report, as_json=False).splitlines()]
+    assert ["cut f_g > 1.5", f"removed {first}"] in [[line[0], line[-1].strip()] for line in lines]
     assert report.sources == 60 - first - second and 0 < first < 60 and second > 0
     assert ingest(path, tmp_path / "s").cut == {}  # labels only: the catalogue is not read
 
