@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from redshelf.indexing import catalogue as catalogues
-from redshelf.indexing import cutouts, labels, mosaic, partition, store
+from redshelf.indexing import cutouts, labels, mosaic, store, tiling
 from redshelf.indexing import survey as surveys
 from redshelf.indexing.catalogue import Catalogue
 from redshelf.indexing.files import alone, sha256
@@ -132,7 +132,7 @@ def describe(survey: Survey, catalogue: Catalogue, tiles: Sequence[Tile], *, fin
 
 
 def _batches(
-    info: ShelfInfo, catalogue: Catalogue, tiles: list[Tile], parts: Sequence[partition.Part]
+    info: ShelfInfo, catalogue: Catalogue, tiles: list[Tile], parts: Sequence[tiling.Part]
 ) -> Iterator[pa.RecordBatch]:
     """The cutouts of some parts; the pixels of a strip are read once for all of its parts, and are then let go."""
     for (tile, _), together in groupby(parts, key=lambda part: (part.tile, part.strip)):
@@ -160,7 +160,7 @@ def _write_cutouts(
     info: ShelfInfo,
     catalogue: Catalogue,
     tiles: list[Tile],
-    parts: list[partition.Part],
+    parts: list[tiling.Part],
     *,
     part_rows: int,
     progress: bool,
@@ -228,14 +228,14 @@ def _fill(
     """Write shelf.toml, cutouts and sources, as far as an earlier run has not; what each cut removed."""
     catalogue, cuts = catalogues.read(survey)
     tiles = [mosaic.open_tile(survey, name, bands) for name, bands in paths.items()]
-    catalogue, tiles, tile_of, strip_of = partition.order(catalogue, tiles, path=survey.resolve(survey.catalogue.path))
+    catalogue, tiles, tile_of, strip_of = tiling.order(catalogue, tiles, path=survey.resolve(survey.catalogue.path))
     if layout.info_file.is_file():
         info = layout.read_info()
     else:
         info = describe(survey, catalogue, tiles, fingerprint=mark)
         layout.write_info(info)
     if info.has_images and store.count_rows(layout.cutouts) < len(catalogue):
-        parts = partition.plan(tile_of, strip_of, part_rows)
+        parts = tiling.plan(tile_of, strip_of, part_rows)
         _write_cutouts(layout, info, catalogue, tiles, parts, part_rows=part_rows, progress=progress)
     _write_sources(layout, info, catalogue, tiles, tile_of)
     shutil.rmtree(layout.work("ingest"), ignore_errors=True)

@@ -22,7 +22,7 @@ from filelock import FileLock
 from redshelf.api import show
 from redshelf.indexing import cutouts, mosaic, store
 from redshelf.indexing.layout import Layout
-from redshelf.indexing.partition import plan
+from redshelf.indexing.tiling import plan
 from redshelf.models.bands import State
 from redshelf.models.errors import BadInput, Conflict
 from redshelf.service.ingest import IngestReport, ingest, sampled_sha256
