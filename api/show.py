@@ -94,9 +94,10 @@ def facts(values: Any, *, as_json: bool) -> str:
     flat: dict[str, Any] = {}
     for key, value in document.items():
         is_nested = isinstance(value, Mapping) and all(isinstance(inner, Mapping) for inner in value.values())
-        flat |= {f"{key} {name}": inner for name, inner in value.items()} if is_nested else {key: value}
-    width = max(len(key) for key in flat)
-    return "\n".join(f"{key.replace('_', ' '):<{width}}  {_cell(value)}" for key, value in flat.items())
+        label = key.replace("_", " ")
+        flat |= {f"{label} {name}": inner for name, inner in value.items()} if is_nested else {label: value}
+    width = max(len(label) for label in flat)
+    return "\n".join(f"{label:<{width}}  {_cell(value)}" for label, value in flat.items())
 
 
 def fit(report: FitReport) -> str:

@@ -1,14 +1,16 @@
-"""What benchmarks share: where the real data is, a real server on loopback, a screenshot by headless Chromium."""
+"""What benchmarks share: where the real data is, rates in turn, a real server on loopback, a screenshot by Chromium."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -24,6 +26,17 @@ def data_folder() -> Path | None:
         return None
     os.environ["REDSHELF_DATA"] = str(folder)
     return folder
+
+
+def in_turn(first: Callable[[], float], second: Callable[[], float], rounds: int) -> tuple[float, float, float]:
+    """Medians of two rates that are measured in turn, and the median of the second over the first."""
+    pairs = []
+    for number in range(rounds):
+        one, other = (first, second) if number % 2 == 0 else (second, first)
+        found = (one(), other())
+        pairs.append(found if number % 2 == 0 else found[::-1])
+    bare, whole = zip(*pairs, strict=True)
+    return statistics.median(bare), statistics.median(whole), statistics.median(w / b for b, w in pairs)
 
 
 class Server:

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import in_turn
 from kinds import KINDS, Kind, objective_of, reader_of, resized
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -96,17 +97,6 @@ def seconds(work: Callable[[], object], device: str) -> float:
     work()
     wait(device)
     return time.perf_counter() - began
-
-
-def in_turn(first: Callable[[], float], second: Callable[[], float], rounds: int) -> tuple[float, float, float]:
-    """Medians of two rates that are measured in turn, and the median of the second over the first."""
-    pairs = []
-    for number in range(rounds):
-        one, other = (first, second) if number % 2 == 0 else (second, first)
-        found = (one(), other())
-        pairs.append(found if number % 2 == 0 else found[::-1])
-    bare, whole = zip(*pairs, strict=True)
-    return statistics.median(bare), statistics.median(whole), statistics.median(w / b for b, w in pairs)
 
 
 def matrix_rate(device: str, side: int) -> float:

@@ -79,36 +79,47 @@ def _as_stored(values: Sequence[Any], column: npt.NDArray[Any]) -> npt.NDArray[A
         return np.asarray(values, dtype=column.dtype if column.dtype.kind == "f" else None)
 
 
+def _passing(columns: Columns, cut: Cut) -> Bools:
+    """(N,) True where a row passes one cut, compared in the column's own precision; a missing value does not."""
+    values = columns[cut.column]
+    keep = np.ones(len(values), dtype=bool)
+    wanted: Any = cut.value if isinstance(cut.value, list) else [cut.value]
+    textual = values.dtype.kind == "U"
+    if any(isinstance(w, str) != textual for w in wanted):
+        raise BadInput(f"cut on {cut.column!r}: its values are {'text' if textual else 'numbers'}, not {cut.value!r}")
+    if textual:
+        keep = values != ""
+    elif cut.modulo is not None or cut.floor:
+        values = numbers(columns, cut.column)
+        keep = np.isfinite(values)
+        values = values if cut.modulo is None else np.mod(values, cut.modulo)
+        values = np.floor(values) if cut.floor else values
+    elif values.dtype.kind == "f":
+        keep = np.isfinite(values)
+        wanted = _as_stored(wanted, values)
+    if cut.operator in ("in", "not in"):
+        return keep & np.isin(values, wanted, invert=cut.operator == "not in")
+    compare = {
+        "<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal,
+        "==": np.equal, "!=": np.not_equal,
+    }[cut.operator]  # fmt: skip
+    return np.asarray(keep & compare(values, wanted[0]))
+
+
 def passes(columns: Columns, cuts: Sequence[Cut]) -> Bools:
-    """(N,) True where a row passes every cut, compared in the column's own precision; a missing value passes none."""
+    """(N,) True where a row passes every cut."""
+    return apply(columns, cuts)[0]
+
+
+def apply(columns: Columns, cuts: Sequence[Cut]) -> tuple[Bools, dict[str, int]]:
+    """`passes`, and how many rows each cut removed of those that the cuts before it had left."""
     keep = np.ones(len(next(iter(columns.values()))), dtype=bool)
+    removed: dict[str, int] = {}
     for cut in cuts:
-        values = columns[cut.column]
-        wanted: Any = cut.value if isinstance(cut.value, list) else [cut.value]
-        textual = values.dtype.kind == "U"
-        if any(isinstance(w, str) != textual for w in wanted):
-            raise BadInput(
-                f"cut on {cut.column!r}: its values are {'text' if textual else 'numbers'}, not {cut.value!r}"
-            )
-        if textual:
-            keep &= values != ""
-        elif cut.modulo is not None or cut.floor:
-            values = numbers(columns, cut.column)
-            keep &= np.isfinite(values)
-            values = values if cut.modulo is None else np.mod(values, cut.modulo)
-            values = np.floor(values) if cut.floor else values
-        elif values.dtype.kind == "f":
-            keep &= np.isfinite(values)
-            wanted = _as_stored(wanted, values)
-        if cut.operator in ("in", "not in"):
-            keep &= np.isin(values, wanted, invert=cut.operator == "not in")
-        else:
-            compare = {
-                "<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal,
-                "==": np.equal, "!=": np.not_equal,
-            }[cut.operator]  # fmt: skip
-            keep &= compare(values, wanted[0])
-    return keep
+        passing = _passing(columns, cut)
+        removed[str(cut)] = removed.get(str(cut), 0) + int((keep & ~passing).sum())
+        keep &= passing
+    return keep, removed
 
 
 def classes(
@@ -240,8 +251,11 @@ def _reddening(columns: Columns, name: str | None, source_id: npt.NDArray[np.byt
     return ebv
 
 
-def read(survey: Survey) -> Catalogue:
-    """The survey's catalogue. Raises `BadInput` with the file, the column or id, and what was expected."""
+def read(survey: Survey) -> tuple[Catalogue, dict[str, int]]:
+    """The survey's catalogue, and how many rows each of its cuts removed.
+
+    Raises `BadInput` with the file, the column or id, and what was expected.
+    """
     section = survey.catalogue
     path = survey.resolve(section.path)
     reddening = as_list(section.ebv)
@@ -250,7 +264,7 @@ def read(survey: Survey) -> Catalogue:
         path, _names(survey), alternatives=either, format=section.format, hdu=section.hdu, text=[section.id]
     )
     total = len(columns[section.id])
-    keep = passes(columns, section.cuts)
+    keep, removed = apply(columns, section.cuts)
     if not keep.any():
         raise BadInput(f"{path.name}: none of its {total} rows passes the cuts of the survey file")
     columns = {name: values[keep] for name, values in columns.items()}
@@ -283,7 +297,7 @@ def read(survey: Survey) -> Catalogue:
             flux[:, b], error[:, b] = photometry(band, columns, ebv)
         in_band = saturated | any_flag([band.saturated] if band.saturated else [])
         state[:, b] = states(flux[:, b], error[:, b], saturated=in_band)
-    return Catalogue(
+    catalogue = Catalogue(
         source_id=source_id,
         ra_deg=ra,
         dec_deg=dec,
@@ -298,3 +312,4 @@ def read(survey: Survey) -> Catalogue:
         z_reference=redshifts[:, 0],
         z_references=redshifts[:, 1:],
     )
+    return catalogue, removed

@@ -1,7 +1,7 @@
 """Mosaics: one FITS image a band and tile, found by the patterns of the survey file and checked by their headers alone.
 
 `find_tiles` lists files, `open_tile` reads headers, `assign` gives each source the tile in which it lies furthest
-inside, `read_box` reads pixels in microjansky. Pixel positions are 0-based, x along columns, everywhere.
+inside, `stripes` reads pixels in microjansky, each once. Pixel positions are 0-based, x along columns, everywhere.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from glob import escape, glob
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from redshelf.indexing.catalogue import unit_vectors
+from redshelf.indexing.images import open_image, rows_of
 from redshelf.indexing.survey import BandSection, Survey
 from redshelf.models.bands import ab_to_flux
 from redshelf.models.errors import BadInput
@@ -29,6 +30,7 @@ Images = npt.NDArray[np.float32]
 ONLY_TILE = "mosaic"  # the tile of a pattern without {tile}
 SCALE_TOLERANCE = 0.01
 TILE_NAME = re.compile(r"[A-Za-z0-9._+-]{1,64}")
+STRIPE_PIXELS = 2**20  # read at a time: what is done to them then happens in the processor's cache
 NOISE_BOXES, NOISE_BOX_PX = 4, 128  # pixel noise is measured in 4 x 4 boxes of 128 px a mosaic
 
 
@@ -53,6 +55,23 @@ class Tile:
 
     name: str
     mosaics: tuple[Mosaic | None, ...]
+
+
+@dataclass(frozen=True)
+class Stripe:
+    """Whole pixel rows of a mosaic, from row `first`: each (rows, nx)."""
+
+    first: int
+    image: Images  # uJy
+    weight: Images | None  # 1/uJy^2
+    mask: npt.NDArray[np.bool_] | None  # True = bad
+
+    def columns(self, first: int, past: int) -> Stripe:
+        """The same without the columns before `first` and from `past` on."""
+        chosen = (slice(None), slice(first, past))
+        weight = None if self.weight is None else self.weight[chosen]
+        mask = None if self.mask is None else self.mask[chosen]
+        return Stripe(self.first, self.image[chosen], weight, mask)
 
 
 def _pieces(survey: Survey, band: BandSection, pattern: str) -> list[str]:
@@ -109,42 +128,13 @@ def find_tiles(survey: Survey) -> dict[str, dict[str, Path]]:
     return dict(sorted(found.items()))
 
 
-@contextmanager
-def _image(path: Path, hdu: int | None) -> Iterator[tuple[Any, int, Any]]:
-    """(HDU, its number, all HDUs) of a FITS image; `BadInput` naming a file that is damaged, truncated or no image."""
-    from astropy.io import fits
-    from astropy.utils.exceptions import AstropyWarning
-
-    if not path.is_file():
-        raise BadInput(f"image {path} does not exist")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AstropyWarning)  # what matters of it is checked below
-        try:
-            with fits.open(path, memmap=False) as units:
-                numbers = [n for n, u in enumerate(units) if u.is_image and u.shape] if hdu is None else [hdu]
-                if not numbers or numbers[0] >= len(units) or len(units[numbers[0]].shape) != 2:
-                    raise BadInput(
-                        f"{path}: {'no HDU' if hdu is None else f'HDU {hdu}'} holds an image of two dimensions"
-                    )
-                unit = units[numbers[0]]
-                place = unit.fileinfo()
-                ends = place["datLoc"] + min(unit.size, place["datSpan"])
-                if path.suffix != ".gz" and ends > path.stat().st_size:
-                    raise BadInput(f"{path} is truncated: {path.stat().st_size} bytes, its header promises {ends}")
-                yield unit, numbers[0], units
-        except (OSError, EOFError, TypeError, ValueError, KeyError) as error:
-            if isinstance(error, BadInput):
-                raise
-            raise BadInput(f"{path} cannot be read as a FITS image: {error}") from error
-
-
 def open_mosaic(survey: Survey, band: BandSection, tile: str, path: Path) -> Mosaic:
     """Header facts of one image, with weight and mask beside it. Raises `BadInput` naming the file for a missing or
     non-celestial WCS, a pixel scale more than 1% off the survey's, a truncated file, a weight of another shape."""
     from astropy.wcs import WCS
     from astropy.wcs.utils import proj_plane_pixel_scales
 
-    with _image(path, band.image_hdu) as (unit, number, units):
+    with open_image(path, band.image_hdu) as (unit, number, units):
         shape = (int(unit.shape[0]), int(unit.shape[1]))
         wcs = WCS(unit.header, units)
     if not wcs.has_celestial or wcs.naxis != 2:
@@ -156,7 +146,7 @@ def open_mosaic(survey: Survey, band: BandSection, tile: str, path: Path) -> Mos
         raise BadInput(f"{path}: pixel scale {shown} arcsec, expected pixel_scale_arcsec={wanted:g} to 1%")
     beside = companions(survey, band, tile)
     for what, companion in beside.items():
-        with _image(companion, None) as (other, _, _):
+        with open_image(companion, None) as (other, _, _):
             if tuple(other.shape) != shape:
                 raise BadInput(f"{companion}: the {what} has shape {other.shape}, its image {path.name} {shape}")
     zero_points = (band.image_zero_point, band.zero_point)
@@ -183,27 +173,29 @@ def open_tile(survey: Survey, name: str, paths: dict[str, Path]) -> Tile:
     return Tile(name, tuple(opened))
 
 
-def read_box(
-    mosaic: Mosaic, rows: tuple[int, int], columns: tuple[int, int]
-) -> tuple[Images, Images | None, npt.NDArray[np.bool_] | None]:
-    """Image [uJy], weight [1/uJy^2] and mask (True = bad) of a box [first, last) that lies inside the mosaic.
+def stripes(mosaic: Mosaic, rows: tuple[int, int]) -> Iterator[Stripe]:
+    """The pixel rows [first, past) of a mosaic, a few at a time: every file is opened once and read once, in order.
 
-    Whole pixel rows are read, in one stretch of the file, and nothing above or below the box.
+    Compressed images (fpack) are unpacked whole within `rows`; others take a few megabytes at a time.
     """
-
-    def read(path: Path, hdu: int | None) -> npt.NDArray[Any]:
-        with _image(path, hdu) as (unit, _, _):
-            return np.asarray(unit.section[rows[0] : rows[1], :])[:, columns[0] : columns[1]]
-
-    image = read(mosaic.path, mosaic.hdu).astype(np.float32)
-    image *= np.float32(mosaic.ujy_per_unit)
-    weight = mask = None
-    if mosaic.weight is not None:
-        weight = read(mosaic.weight, None).astype(np.float32)
-        weight /= np.float32(mosaic.ujy_per_unit**2)
-    if mosaic.mask is not None:
-        mask = read(mosaic.mask, None) != 0
-    return image, weight, mask
+    with ExitStack() as stack:
+        image_rows = stack.enter_context(rows_of(mosaic.path, mosaic.hdu, rows))
+        weight_rows, mask_rows = (
+            None if path is None else stack.enter_context(rows_of(path, None, rows))
+            for path in (mosaic.weight, mosaic.mask)
+        )
+        step = max(1, STRIPE_PIXELS // mosaic.shape[1])
+        for first in range(*rows, step):
+            span = first, min(first + step, rows[1])
+            image = image_rows(*span).astype(np.float32)
+            image *= np.float32(mosaic.ujy_per_unit)
+            weight = mask = None
+            if weight_rows is not None:
+                weight = weight_rows(*span).astype(np.float32)
+                weight /= np.float32(mosaic.ujy_per_unit**2)
+            if mask_rows is not None:
+                mask = mask_rows(*span) != 0
+            yield Stripe(first, image, weight, mask)
 
 
 def pixel_positions(mosaic: Mosaic, ra_deg: Floats, dec_deg: Floats) -> tuple[Floats, Floats]:
@@ -287,13 +279,14 @@ def pixel_noise(mosaics: Sequence[Mosaic]) -> float:
         for row in range(NOISE_BOXES):
             low = (2 * row + 1) * ny // (2 * NOISE_BOXES) - NOISE_BOX_PX // 2
             rows = max(0, low), min(ny, low + NOISE_BOX_PX)
-            image, weight, mask = read_box(mosaic, rows, (0, nx))
             centres = (2 * np.arange(NOISE_BOXES) + 1) * nx // (2 * NOISE_BOXES)
             use = (np.abs(np.arange(nx)[:, None] - centres) < NOISE_BOX_PX // 2).any(axis=1)
-            good = np.isfinite(image) & use & (True if mask is None else ~mask)
-            images.append(image[good & (image != 0)])
-            if weight is not None:
-                weights.append(weight[good & np.isfinite(weight) & (weight > 0)])
+            for stripe in stripes(mosaic, rows):
+                image, weight = stripe.image, stripe.weight
+                good = np.isfinite(image) & use & (True if stripe.mask is None else ~stripe.mask)
+                images.append(image[good & (image != 0)])
+                if weight is not None:
+                    weights.append(weight[good & np.isfinite(weight) & (weight > 0)])
         pixels = np.concatenate(weights or images)
         if not len(pixels):
             continue

@@ -49,6 +49,10 @@ class Cut(Section):
     floor: bool = False  # compare floor(column), after the modulo
     modulo: float | None = None  # compare column mod this
 
+    def __str__(self) -> str:
+        column = self.column if self.modulo is None else f"{self.column} mod {self.modulo:g}"
+        return f"{f'floor({column})' if self.floor else column} {self.operator} {self.value}"
+
     @model_validator(mode="after")
     def _list_where_in(self) -> Cut:
         if isinstance(self.value, list) != (self.operator in ("in", "not in")):

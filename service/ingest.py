@@ -1,8 +1,8 @@
 """`redshelf ingest`: a survey file's catalogue, mosaics and labels become a shelf.
 
-Everything is read and checked before shelf.toml is written; cutouts follow by parts of one tile each, so that a killed
-run repeats at most one part; then sources, then labels. Run again on a finished shelf, it rewrites the labels only. A
-shelf whose catalogue, images, weights, masks or survey file have changed since (`fingerprint`) is left alone.
+Everything is read and checked before shelf.toml is written; cutouts follow tile by tile, in parts of which a killed
+run repeats at most one; then sources, then labels. Run again on a finished shelf, it rewrites the labels only. A shelf
+whose catalogue, images, weights, masks or survey file have changed since (`fingerprint`) is left alone.
 """
 
 from __future__ import annotations
@@ -12,29 +12,38 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import count, groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from redshelf.indexing import catalogue as catalogues
-from redshelf.indexing import cutouts, labels, mosaic, parts, store
+from redshelf.indexing import cutouts, labels, mosaic, store, tiling
 from redshelf.indexing import survey as surveys
 from redshelf.indexing.catalogue import Catalogue
 from redshelf.indexing.files import alone, manifest, sha256
 from redshelf.indexing.layout import Layout, ShelfInfo
+from redshelf.indexing.memory import keep_freed_memory
 from redshelf.indexing.mosaic import Tile
+from redshelf.indexing.parts import commit_parts, done_parts, write_part
 from redshelf.indexing.survey import Survey
+from redshelf.indexing.vectors import ahead
 from redshelf.models.bands import DETECTION_SNR, Band, State, flux_to_ab
 from redshelf.models.errors import BadInput, Conflict
 
 SOURCES_PER_BATCH = 65_536
+BATCHES_AHEAD = 8  # of cutouts, made while others are written
+TORCH_PIXELS = 10**9  # beyond, torch saves more time than importing it takes
 NOISE_TILES = 8  # mosaics of a band whose noise is measured, spread over the survey
 SAMPLE_BLOCKS, SAMPLE_BLOCK_BYTES = 16, 65_536  # of an image, for the fingerprint: 1 MiB of however many GB
 
+Ints = npt.NDArray[np.int64]
 TilePaths = dict[str, dict[str, Path]]
 
 
@@ -44,6 +53,7 @@ class IngestReport:
 
     survey: str
     sources: int
+    cut: dict[str, dict[str, int]]  # cut of the survey file -> {"removed": rows}; empty if the catalogue was not read
     labelled: int
     states: dict[str, dict[str, int]]  # band -> state of the catalogue photometry -> sources
     tiles: int
@@ -53,30 +63,6 @@ class IngestReport:
     disagreements: tuple[str, ...]  # ids of sources whose labels contradict each other
     labels_only: bool  # the shelf was finished already
     seconds: float
-
-
-@dataclass(frozen=True)
-class Part:
-    """Consecutive rows of one tile; `tile` is a position in the list of tiles, -1 for none."""
-
-    number: int
-    tile: int
-    first_row: int
-    rows: int
-
-
-def plan(tile_of_row: npt.NDArray[np.int64], part_rows: int) -> list[Part]:
-    """Cut rows, ordered by tile, into parts of at most `part_rows` rows of one tile."""
-    if part_rows < 1:
-        raise BadInput(f"part_rows={part_rows}: expected at least 1")
-    starts = np.flatnonzero(np.diff(tile_of_row, prepend=tile_of_row[:1] - 1))
-    ends = np.append(starts[1:], len(tile_of_row))
-    spans = [
-        (int(tile_of_row[start]), first, min(part_rows, int(end) - first))
-        for start, end in zip(starts, ends, strict=True)
-        for first in range(int(start), int(end), part_rows)
-    ]
-    return [Part(number, tile, first, rows) for number, (tile, first, rows) in enumerate(spans)]
 
 
 def sampled_sha256(path: Path) -> str:
@@ -148,18 +134,28 @@ def describe(survey: Survey, catalogue: Catalogue, tiles: Sequence[Tile], *, fin
     )
 
 
-def _order(catalogue: Catalogue, tiles: list[Tile]) -> tuple[Catalogue, list[Tile], npt.NDArray[np.int64]]:
-    """Sources by tile and healpix29, tiles by the healpix29 of their centre, sources on no tile (-1) last."""
-    tile_of = np.full(len(catalogue), -1, dtype=np.int64)
-    centres = [next(mosaic.circle(m) for m in tile.mosaics if m is not None) for tile in tiles]
-    if centres:
-        keys = catalogues.healpix29([c[0] for c in centres], [c[1] for c in centres])
-        tiles = [tiles[n] for n in np.argsort(keys, kind="stable")]
-        tile_of = mosaic.assign(tiles, catalogue.ra_deg, catalogue.dec_deg)
-        lost = np.where(tile_of < 0, store.FLAG_NO_TILE, 0).astype(np.int32)
-        catalogue = replace(catalogue, flags=catalogue.flags | lost)
-    order = np.lexsort((catalogue.source_id, catalogue.healpix29, np.where(tile_of < 0, len(tiles), tile_of)))
-    return catalogue.take(order), tiles, tile_of[order]
+def _batches(
+    info: ShelfInfo, catalogue: Catalogue, tiles: list[Tile], parts: Sequence[tiling.Part]
+) -> Iterator[pa.RecordBatch]:
+    """The cutouts of some parts; the pixels of a strip are read once for all of its parts, and are then let go."""
+    for (tile, _), together in groupby(parts, key=lambda part: (part.tile, part.strip)):
+        chosen = list(together)
+        low, high = chosen[0].first_row, chosen[-1].first_row + chosen[-1].rows
+        ra, dec = catalogue.ra_deg[low:high], catalogue.dec_deg[low:high]
+        images = cutouts.band_images(info, tiles[tile] if tile >= 0 else None, ra, dec)
+        for part in chosen:
+            rows = slice(part.first_row - low, part.first_row - low + part.rows)
+            yield from cutouts.batches(images, rows, cutout_px=info.cutout_px, first_row=part.first_row)
+        del images  # before the next are read
+
+
+def _first(batches: Iterator[pa.RecordBatch | None], rows: int) -> Iterator[pa.RecordBatch]:
+    """The batches of the next `rows` rows, and nothing of what follows them."""
+    while rows > 0:
+        batch = next(batches)
+        assert batch is not None  # the plan counts the rows that are cut
+        rows -= len(batch)
+        yield batch
 
 
 def _write_cutouts(
@@ -167,7 +163,7 @@ def _write_cutouts(
     info: ShelfInfo,
     catalogue: Catalogue,
     tiles: list[Tile],
-    tile_of: npt.NDArray[np.int64],
+    parts: list[tiling.Part],
     *,
     part_rows: int,
     progress: bool,
@@ -175,27 +171,25 @@ def _write_cutouts(
     from tqdm import tqdm
 
     schema = store.cutouts_schema(len(info.bands), info.cutout_px)
-    cuts = plan(tile_of, part_rows)
     receipts = layout.work("ingest") / f"cutouts-{part_rows}"  # parts of another size are other parts
-    done, name = parts.done_parts(receipts), f"ingest-{info.fingerprint}"
-    with tqdm(total=len(catalogue), unit="sources", desc="cutouts", disable=not progress) as bar:
-        for part in cuts:
-            if part.number not in done:
-                rows = slice(part.first_row, part.first_row + part.rows)
-                tile = tiles[part.tile] if part.tile >= 0 else None
-                ra, dec = catalogue.ra_deg[rows], catalogue.dec_deg[rows]
-                batches = cutouts.batches(info, tile, ra, dec, first_row=part.first_row)
-                parts.write_part(
-                    layout.cutouts,
-                    schema,
-                    batches,
-                    receipts=receipts,
-                    part=part.number,
-                    first_row=part.first_row,
-                    plan=name,
-                )
+    done, plan = done_parts(receipts), f"ingest-{info.fingerprint}"
+    todo = [part for part in parts if part.number not in done]
+    before = len(catalogue) - sum(part.rows for part in todo)
+    pixels = sum(m.shape[0] * m.shape[1] for tile in tiles for m in tile.mosaics if m is not None)
+    if pixels > TORCH_PIXELS:
+        import torch  # noqa: F401 (in_noise_units then converts with it)
+    keep_freed_memory()
+    cutting = _batches(info, catalogue, tiles, todo)
+    with (
+        tqdm(total=len(catalogue), initial=before, unit="sources", desc="cutouts", disable=not progress) as bar,
+        closing(ahead((partial(next, cutting, None) for _ in count()), depth=BATCHES_AHEAD)) as found,
+    ):
+        for part in todo:
+            batches, first = _first(found, part.rows), part.first_row
+            told: dict[str, Any] = {"part": part.number, "first_row": first, "plan": plan}
+            write_part(layout.cutouts, schema, batches, receipts=receipts, **told)
             bar.update(part.rows)
-    parts.commit_parts(layout.cutouts, schema, receipts=receipts, parts=len(cuts), plan=name)
+    commit_parts(layout.cutouts, schema, receipts=receipts, parts=len(parts), plan=plan)
 
 
 def _source_batches(
@@ -230,7 +224,7 @@ def _write_sources(
     info: ShelfInfo,
     catalogue: Catalogue,
     tiles: list[Tile],
-    tile_of: npt.NDArray[np.int64],
+    tile_of: Ints,
     *,
     references: Sequence[str],
 ) -> None:
@@ -238,25 +232,29 @@ def _write_sources(
     schema = store.sources_schema(info.band_names, references)
     receipts, plan = layout.work("ingest") / "sources", f"ingest-{info.fingerprint}"
     batches = _source_batches(info, catalogue, names, schema)
-    parts.write_part(layout.sources, schema, batches, receipts=receipts, part=0, first_row=0, plan=plan)
-    parts.commit_parts(layout.sources, schema, receipts=receipts, parts=1, plan=plan)
+    write_part(layout.sources, schema, batches, receipts=receipts, part=0, first_row=0, plan=plan)
+    commit_parts(layout.sources, schema, receipts=receipts, parts=1, plan=plan)
 
 
-def _fill(layout: Layout, survey: Survey, paths: TilePaths, *, mark: str, part_rows: int, progress: bool) -> None:
-    """Write shelf.toml, cutouts and sources, as far as an earlier run has not."""
-    catalogue = catalogues.read(survey)
+def _fill(
+    layout: Layout, survey: Survey, paths: TilePaths, *, mark: str, part_rows: int, progress: bool
+) -> dict[str, int]:
+    """Write shelf.toml, cutouts and sources, as far as an earlier run has not; what each cut removed."""
+    catalogue, cuts = catalogues.read(survey)
     tiles = [mosaic.open_tile(survey, name, bands) for name, bands in paths.items()]
-    catalogue, tiles, tile_of = _order(catalogue, tiles)
+    catalogue, tiles, tile_of, strip_of = tiling.order(catalogue, tiles, path=survey.resolve(survey.catalogue.path))
     if layout.info_file.is_file():
         info = layout.read_info()
     else:
         info = describe(survey, catalogue, tiles, fingerprint=mark)
         layout.write_info(info)
     if info.has_images and store.count_rows(layout.cutouts) < len(catalogue):
-        _write_cutouts(layout, info, catalogue, tiles, tile_of, part_rows=part_rows, progress=progress)
+        parts = tiling.plan(tile_of, strip_of, part_rows)
+        _write_cutouts(layout, info, catalogue, tiles, parts, part_rows=part_rows, progress=progress)
     references = list(survey.catalogue.z_references)
     _write_sources(layout, info, catalogue, tiles, tile_of, references=references)
     shutil.rmtree(layout.work("ingest"), ignore_errors=True)
+    return cuts
 
 
 def _write_labels(layout: Layout, survey: Survey) -> tuple[labels.MergedLabels, pa.Table]:
@@ -279,8 +277,8 @@ def ingest(survey_file: Path, shelf: Path, *, part_rows: int = 4096, progress: b
     """Make the shelf of a survey file, or finish one that was interrupted.
 
     Raises `BadInput` for whatever is wrong in the survey file and what it names, and `Conflict` for a shelf that was
-    made from something else or that another process is writing. Memory is bounded by the catalogue, one mosaic and
-    `part_rows` cutouts.
+    made from something else or that another process is writing. Memory is bounded by the catalogue, one tile's mosaics
+    (`cutouts.HELD_BYTES` of them, in strips) and some batches of cutouts.
     """
     started = time.perf_counter()
     if shelf.exists() and not shelf.is_dir():
@@ -296,8 +294,9 @@ def ingest(survey_file: Path, shelf: Path, *, part_rows: int = 4096, progress: b
         )
     with alone(layout.work("ingest.lock"), f"another process is writing to {layout.root}: wait until it has ended"):
         finished = layout.info_file.is_file() and store.count_rows(layout.sources) > 0
+        cuts: dict[str, int] = {}
         if not finished:
-            _fill(layout, survey, paths, mark=mark, part_rows=part_rows, progress=progress)
+            cuts = _fill(layout, survey, paths, mark=mark, part_rows=part_rows, progress=progress)
         merged, sources = _write_labels(layout, survey)
     occupied = set(sources["tile"].unique().to_pylist())
     source_id = sources["source_id"].to_numpy()
@@ -308,6 +307,7 @@ def ingest(survey_file: Path, shelf: Path, *, part_rows: int = 4096, progress: b
     return IngestReport(
         survey=survey.survey.name,
         sources=len(sources),
+        cut={cut: {"removed": rows} for cut, rows in cuts.items()},
         labelled=len(merged.table),
         states=states,
         tiles=len(paths),

@@ -41,7 +41,7 @@ def survey_of(tmp_path: Path, path: str, *, band: dict[str, Any] | None = None, 
         "catalogue": {"path": path, "id": "id", "ra": "ra", "dec": "dec", **catalogue},
         "bands": [{"name": "g", "wavelength_nm": 480, **(MAGNITUDE if band is None else band)}],
     }
-    return catalogues.read(surveys.parse(document, folder=tmp_path, source="survey.toml"))
+    return catalogues.read(surveys.parse(document, folder=tmp_path, source="survey.toml"))[0]
 
 
 @pytest.mark.parametrize("ending", ["fits", "fits.gz", "vot", "ecsv", "csv", "parquet"])

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from astropy.nddata import Cutout2D
 from astropy.wcs import WCS
 
 from redshelf.indexing import cutouts
-from redshelf.indexing.mosaic import Mosaic
+from redshelf.indexing.mosaic import Mosaic, pixel_positions
 from redshelf.models.bands import State
 
 SCALE = 0.2
@@ -28,14 +29,31 @@ def mosaic_of(tmp_path: Path, image: np.ndarray, *, angle_deg: float = 0.0, satu
     return Mosaic(tmp_path / "m.fits", 0, shape, wcs, "", 1.0, saturation, None, None)
 
 
+Cut = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def cut(mosaic: Mosaic, x: Any, y: Any, cutout_px: int, *, noise_ujy: float = 1.0) -> Cut:
+    """Pixels, bad and state around 0-based x, y."""
+    positions = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    found = cutouts.band_image(mosaic, *positions, cutout_px=cutout_px, pixel_scale_arcsec=SCALE, noise_ujy=noise_ujy)
+    assert found is not None
+    return *found.cut(slice(0, len(positions[0])), cutout_px), found.state
+
+
+def cut_sky(mosaic: Mosaic, x: Any, y: Any, cutout_px: int, *, noise_ujy: float = 1.0) -> Cut:
+    """The same by the sky positions of x, y."""
+    sky = mosaic.wcs.all_pix2world(np.c_[x, y], 0)
+    return cut(mosaic, *pixel_positions(mosaic, sky[:, 0], sky[:, 1]), cutout_px, noise_ujy=noise_ujy)
+
+
 @pytest.mark.parametrize("cutout_px", [8, 64, 15])
-def test_cutouts_equal_astropys_everywhere_and_off_the_edges(cutout_px: int) -> None:
+def test_cutouts_equal_astropys_everywhere_and_off_the_edges(tmp_path: Path, cutout_px: int) -> None:
     rng = np.random.default_rng(5)
-    image = rng.normal(size=(101, 173)).astype(np.float32)
+    image = rng.normal(size=(101, 173)).astype(np.float16).astype(np.float32)
     x, y = rng.uniform(-3, 175, 300), rng.uniform(-3, 103, 300)
     x[:4], y[:4] = [0, 172, 0, 172], [0, 0, 100, 100]
-    pixels, bad = cutouts.cut(image, None, None, x, y, cutout_px)
-    assert pixels.shape == bad.shape == (300, cutout_px, cutout_px) and pixels.dtype == np.float32
+    pixels, bad, _ = cut(mosaic_of(tmp_path, image), x, y, cutout_px)
+    assert pixels.shape == bad.shape == (300, cutout_px, cutout_px) and pixels.dtype == np.float16
     for n in range(300):
         # Cutout2D centres an even size on a pixel only at whole positions: ours always does
         centre = (np.floor(x[n] + 0.5), np.floor(y[n] + 0.5))
@@ -51,45 +69,56 @@ def test_a_one_pixel_source_lands_in_the_centre(tmp_path: Path, x: int, y: int, 
     image[y, x] = 7.0
     mosaic = mosaic_of(tmp_path, image, angle_deg=angle_deg)
     for dx, dy in ((0, 0), (0.4, -0.4), (-0.4, 0.4)):
-        ra, dec = mosaic.wcs.all_pix2world([[x + dx, y + dy]], 0)[0]
-        found = cutouts.band_cutouts(
-            mosaic, np.array([ra]), np.array([dec]), cutout_px=32, pixel_scale_arcsec=SCALE, noise_ujy=0.5
-        )
-        assert np.argwhere(found.pixels[0]).tolist() == [[16, 16]]
-        assert found.pixels[0, 16, 16] == 14.0 and not found.bad.any()
+        pixels, bad, _ = cut_sky(mosaic, [x + dx], [y + dy], 32, noise_ujy=0.5)
+        assert np.argwhere(pixels[0]).tolist() == [[16, 16]]
+        assert pixels[0, 16, 16] == 14.0 and not bad.any()
 
 
-def test_a_box_of_the_mosaic_gives_the_same_cutouts_as_all_of_it(tmp_path: Path) -> None:
+def test_the_part_of_a_mosaic_that_sources_touch_gives_the_same_cutouts_as_all_of_it(tmp_path: Path) -> None:
     rng = np.random.default_rng(8)
     image = rng.normal(size=(301, 402)).astype(np.float32)
     mosaic = mosaic_of(tmp_path, image)
     x, y = rng.uniform(150, 401, 50), rng.uniform(0, 120, 50)
     sky = mosaic.wcs.all_pix2world(np.c_[x, y], 0)
     ra, dec = np.append(sky[:, 0], 330.0), np.append(sky[:, 1], -2.0)  # the last is the other side of the sky
-    found = cutouts.band_cutouts(mosaic, ra, dec, cutout_px=32, pixel_scale_arcsec=SCALE, noise_ujy=1.0)
-    pixels, bad = cutouts.cut(image, None, None, x, y, 32)
-    np.testing.assert_array_equal(found.pixels[:50], pixels.astype(np.float16))
-    np.testing.assert_array_equal(found.bad[:50], bad)
-    assert found.bad[50].all() and found.state[50] == State.NOT_OBSERVED and not found.pixels[50].any()
+    pixels, bad, state = cut(mosaic, *pixel_positions(mosaic, ra, dec), 32)
+    whole, off = np.append(x, [0, 401]), np.append(y, [0, 300])
+    expected, expected_bad, expected_state = cut(mosaic, whole, off, 32)
+    np.testing.assert_array_equal(pixels[:50], expected[:50])
+    np.testing.assert_array_equal(bad[:50], expected_bad[:50])
+    np.testing.assert_array_equal(state[:50], expected_state[:50])
+    assert bad[50].all() and state[50] == State.NOT_OBSERVED and not pixels[50].any()
 
 
-def test_bad_pixels_are_masked_and_zero_never_nan() -> None:
+def test_bad_pixels_are_masked_and_zero_never_nan(tmp_path: Path) -> None:
     image = np.ones((40, 40), np.float32)
     image[20, 20], image[20, 21] = np.nan, np.inf
     weight = np.ones((40, 40), np.float32)
     weight[20, 22], weight[20, 23], weight[20, 24] = 0, -1, np.nan
     mask = np.zeros((40, 40), np.int16)
     mask[20, 25] = 4
-    pixels, bad = cutouts.cut(image, weight, mask, np.array([22.0]), np.array([20.0]), 16)
+    mosaic = replace(mosaic_of(tmp_path, image), weight=tmp_path / "w.fits", mask=tmp_path / "k.fits")
+    fits.PrimaryHDU(weight).writeto(tmp_path / "w.fits")
+    fits.PrimaryHDU(mask).writeto(tmp_path / "k.fits")
+    pixels, bad, _ = cut(mosaic, [22.0], [20.0], 16)
     assert bad.sum() == 6 and bad[0, 8, 6:12].all()
     assert np.isfinite(pixels).all() and (pixels[bad] == 0).all() and (pixels[~bad] == 1).all()
 
 
-def test_positions_that_are_not_numbers_and_empty_lists_are_all_bad_or_empty() -> None:
-    image = np.ones((40, 40), np.float32)
-    pixels, bad = cutouts.cut(image, None, None, np.array([np.nan, 1e12]), np.array([3.0, -1e12]), 16)
-    assert bad.all() and not pixels.any()
-    assert cutouts.cut(image, None, None, np.empty(0), np.empty(0), 16)[0].shape == (0, 16, 16)
+def test_positions_that_are_not_numbers_are_all_bad(tmp_path: Path) -> None:
+    mosaic = mosaic_of(tmp_path, np.ones((40, 40), np.float32))
+    pixels, bad, state = cut(mosaic, [np.nan, 1e12, 20], [3.0, -1e12, 20], 16)
+    assert bad[:2].all() and not pixels[:2].any() and (state[:2] == State.NOT_OBSERVED).all()
+    assert not bad[2].any() and (pixels[2] == 1).all()
+
+
+def test_a_mosaic_that_no_source_touches_or_without_noise_gives_none(tmp_path: Path) -> None:
+    mosaic = mosaic_of(tmp_path, np.ones((40, 40), np.float32))
+    for x, noise in (([], 1.0), ([-8.0], 1.0), ([47.5], 1.0), ([20.0], np.nan)):
+        positions = np.array(x), np.full(len(x), 20.0)
+        options = {"cutout_px": 16, "pixel_scale_arcsec": SCALE, "noise_ujy": noise}
+        assert cutouts.band_image(mosaic, *positions, **options) is None
+    assert cut(mosaic, [-7.0], [20.0], 16)[1].sum() == cut(mosaic, [47.0], [20.0], 16)[1].sum() == 16 * 15
 
 
 def test_pixels_are_clipped_in_noise_units_and_never_infinite() -> None:
@@ -107,12 +136,11 @@ def test_states_tell_measured_not_detected_not_observed_and_saturated(tmp_path: 
     image[30, 275] = 70_000.0  # clipped, and exactly 1 arcsec from the centre
     image[30, 336] = 70_000.0  # the same, 1.2 arcsec from it
     mosaic = mosaic_of(tmp_path, image, saturation=900.0)
-    sky = mosaic.wcs.all_pix2world(np.c_[x, y], 0)
-    found = cutouts.band_cutouts(mosaic, sky[:, 0], sky[:, 1], cutout_px=32, pixel_scale_arcsec=SCALE, noise_ujy=1.0)
-    assert found.state.tolist() == [
+    pixels, _, state = cut_sky(mosaic, x, y, 32)
+    assert state.tolist() == [
         State.MEASURED, State.NOT_DETECTED, State.NOT_OBSERVED, State.SATURATED, State.SATURATED, State.NOT_DETECTED
     ]  # fmt: skip
-    assert np.isfinite(found.pixels).all() and found.pixels.max() == 60_000
+    assert np.isfinite(pixels).all() and pixels.max() == 60_000
 
 
 def test_a_saturated_core_without_weight_is_saturated_not_unobserved(tmp_path: Path) -> None:
@@ -121,9 +149,7 @@ def test_a_saturated_core_without_weight_is_saturated_not_unobserved(tmp_path: P
     mosaic = mosaic_of(tmp_path, image, saturation=900.0)
     fits.PrimaryHDU(weight).writeto(tmp_path / "w.fits")
     mosaic = replace(mosaic, weight=tmp_path / "w.fits")
-    sky = mosaic.wcs.all_pix2world([[30, 30]], 0)
-    found = cutouts.band_cutouts(mosaic, sky[:, 0], sky[:, 1], cutout_px=32, pixel_scale_arcsec=SCALE, noise_ujy=1.0)
-    assert found.state.tolist() == [State.SATURATED]
+    assert cut_sky(mosaic, [30], [30], 32)[2].tolist() == [State.SATURATED]
 
 
 def test_the_aperture_is_one_arcsecond_and_fits_a_small_cutout() -> None:

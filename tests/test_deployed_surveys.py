@@ -262,7 +262,7 @@ def real(name: str, file: str) -> surveys.Survey:
 @pytest.mark.data
 def test_the_lephare_table_is_read_whole() -> None:
     survey = real("lephare-cosmos", "COSMOS_first100specz.fits")
-    found = catalogues.read(survey)
+    found, _ = catalogues.read(survey)
     assert len(found) == 100 and len(survey.bands) == 30
     table = fits.getdata(survey.resolve(survey.catalogue.path))
     named = {column for band in survey.bands for column in (*band.photometry_columns, *band.error_columns)}
@@ -286,7 +286,7 @@ def test_the_spectroscopic_surveys_are_read_whole_with_their_stars(
     name: str, file: str, sources: int, stars: int
 ) -> None:
     survey = real(name, file)
-    found = catalogues.read(survey)
+    found, _ = catalogues.read(survey)
     merged = labels.build(survey, found.source_id, found.ra_deg, found.dec_deg, found.object_class)
     assert len(found) == len(merged.table) == sources
     assert (found.object_class == "star").sum() == stars and not merged.disagreeing_rows.size

@@ -219,6 +219,6 @@ def test_a_label_list_may_be_a_hats_folder(tmp_path: Path) -> None:
         "labels": [{"path": "z", "id": "id", "z": "z", "survey": "s"}],
     }
     survey = surveys.parse(document, folder=tmp_path, source="survey.toml")
-    found = catalogues.read(survey)
+    found, _ = catalogues.read(survey)
     merged = labels.build(survey, found.source_id, found.ra_deg, found.dec_deg, found.object_class)
     np.testing.assert_allclose(merged.table["z_spec"], [0.1, 0.2], rtol=1e-6)

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from filelock import FileLock
 
-from redshelf.indexing import parts, store
+from redshelf.api import show
+from redshelf.indexing import cutouts, mosaic, store
 from redshelf.indexing.layout import Layout
+from redshelf.indexing.parts import done_parts
+from redshelf.indexing.tiling import plan
 from redshelf.models.bands import State
 from redshelf.models.errors import BadInput, Conflict
-from redshelf.service.ingest import IngestReport, ingest, plan, sampled_sha256
+from redshelf.service.ingest import IngestReport, ingest, sampled_sha256
 
 SCALE, SHAPE, CUTOUT = 0.2, (160, 220), 16
 BANDS = ("g", "r", "z")
@@ -120,14 +124,17 @@ def ingested(survey_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     return shelf, ingest(survey_file, shelf, part_rows=8)
 
 
-def test_a_plan_covers_every_row_once_and_never_mixes_tiles() -> None:
+def test_a_plan_covers_every_row_once_and_never_mixes_strips_of_tiles() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
-        tile_of = np.repeat(np.array([3, 0, 7, -1]), rng.integers(0, 30, 4))
-        parts = plan(tile_of, int(rng.integers(1, 12)))
+        counts = rng.integers(0, 30, 5)
+        tile_of, strip_of = np.repeat([3, 3, 0, 7, -1], counts), np.repeat([0, 1, 1, 0, 0], counts)
+        parts = plan(tile_of, strip_of, int(rng.integers(1, 12)))
         rows = [row for part in parts for row in range(part.first_row, part.first_row + part.rows)]
         assert rows == list(range(len(tile_of))) and [p.number for p in parts] == list(range(len(parts)))
-        assert all(set(tile_of[p.first_row : p.first_row + p.rows]) == {p.tile} for p in parts)
+        for p in parts:
+            here = slice(p.first_row, p.first_row + p.rows)
+            assert set(zip(tile_of[here], strip_of[here], strict=True)) == {(p.tile, p.strip)}
 
 
 def test_the_report_says_what_there_is(ingested: tuple[Path, IngestReport]) -> None:
@@ -191,16 +198,16 @@ def test_sources_carry_the_catalogue(survey_file: Path, ingested: tuple[Path, In
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from redshelf.indexing import parts
+from redshelf.service import ingest as service
 from redshelf.service.ingest import ingest
-write, left = parts.write_part, int(sys.argv[3])
+write, left = service.write_part, int(sys.argv[3])
 def counting(*args, **kwargs):
     global left
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     left -= 1
     return write(*args, **kwargs)
-parts.write_part = counting
+service.write_part = counting
 ingest(Path(sys.argv[1]), Path(sys.argv[2]), part_rows=8)
 """
 
@@ -213,7 +220,7 @@ def test_a_killed_ingest_resumes_to_the_same_shelf(
     child = subprocess.run([sys.executable, "-c", KILLED, str(survey_file), str(shelf), str(done)], check=False)
     assert child.returncode == -signal.SIGKILL
     receipts = shelf / "work" / "ingest" / "cutouts-8"
-    assert len(parts.done_parts(receipts)) == (done if done < 9 else 0)
+    assert len(done_parts(receipts)) == (done if done < 9 else 0)
     report = ingest(survey_file, shelf, part_rows=8)
     assert not report.labels_only and report.states == ingested[1].states
     assert_same_rows(shelf, ingested[0])
@@ -224,6 +231,199 @@ def test_another_part_size_gives_the_same_rows(
 ) -> None:
     ingest(survey_file, tmp_path / "s", part_rows=1000)
     assert_same_rows(tmp_path / "s", ingested[0])
+
+
+def test_batches_of_a_single_source_give_the_same_rows(
+    survey_file: Path, ingested: tuple[Path, IngestReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cutouts, "BATCH_BYTES", 1)
+    ingest(survey_file, tmp_path / "s", part_rows=8)
+    assert_same_rows(tmp_path / "s", ingested[0])
+
+
+@pytest.mark.parametrize("part_rows", [8, 1000])
+def test_each_mosaic_is_read_once_whatever_the_number_of_parts(
+    survey_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_rows: int
+) -> None:
+    rows_read: list[tuple[Path, int]] = []
+    real = mosaic.stripes
+
+    def counting(image: mosaic.Mosaic, rows: tuple[int, int]) -> Iterator[mosaic.Stripe]:
+        rows_read.extend((image.path, row) for row in range(*rows))
+        return real(image, rows)
+
+    monkeypatch.setattr(cutouts, "stripes", counting)
+    ingest(survey_file, tmp_path / "s", part_rows=part_rows)
+    assert len(rows_read) == len(set(rows_read)) > SHAPE[0]
+    assert {p.stem for p, _ in rows_read} == {"t0", "t1"}  # no source lies on t2
+
+
+def test_strips_of_a_large_tile_give_each_source_the_same_cutout(
+    survey_file: Path, ingested: tuple[Path, IngestReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = 40 * SHAPE[1] * 3 * cutouts.HELD_BYTES_A_PIXEL  # 40 rows of t0, which has three bands, 60 of t1
+    monkeypatch.setattr(cutouts, "HELD_BYTES", held)
+    heights: list[int] = []
+    real = cutouts.band_images
+
+    def measured(*args: Any) -> list[cutouts.BandImage | None]:
+        images = real(*args)
+        heights.extend(len(image.pixels) - 2 * CUTOUT for image in images if image is not None)
+        return images
+
+    monkeypatch.setattr(cutouts, "band_images", measured)
+    ingest(survey_file, tmp_path / "s", part_rows=8)
+    assert max(heights) <= 60 + CUTOUT and len(heights) > 10
+    by_id = []
+    for shelf in (tmp_path / "s", ingested[0]):
+        rows = np.argsort(columns_of(Layout(shelf).sources)["source_id"])
+        by_id.append([values[rows] for values in cutout_arrays(shelf)])
+    for found, expected in zip(*by_id, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert not (
+        columns_of(Layout(tmp_path / "s").sources)["source_id"] == columns_of(Layout(ingested[0]).sources)["source_id"]
+    ).all()
+
+
+def test_fpacked_mosaics_give_the_shelf_of_plain_ones(
+    survey_file: Path, ingested: tuple[Path, IngestReport], tmp_path: Path
+) -> None:
+    shutil.copytree(survey_file.parent, tmp_path / "d")
+    for path in sorted((tmp_path / "d" / "mosaics").glob("*/*.fits")):
+        image, header = fits.getdata(path, header=True)
+        unit = fits.CompImageHDU(image, header, compression_type="GZIP_2", quantize_level=0)
+        fits.HDUList([fits.PrimaryHDU(), unit]).writeto(path.with_suffix(".fits.fz"))
+        path.unlink()
+    edit(tmp_path / "d" / "survey.toml", "{tile}.fits", "{tile}.fits.fz")
+    ingest(tmp_path / "d" / "survey.toml", tmp_path / "s", part_rows=8)
+    assert_same_rows(tmp_path / "s", ingested[0])
+
+
+def test_pixels_that_cannot_be_unpacked_are_named_and_the_tiles_before_stay(
+    survey_file: Path, ingested: tuple[Path, IngestReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mosaic, "NOISE_BOX_PX", 4)
+    shutil.copytree(survey_file.parent, tmp_path / "d")
+    tiles = columns_of(Layout(ingested[0]).sources)["tile"].tolist()
+    image, header = fits.getdata(tmp_path / "d" / "mosaics" / "r" / f"{tiles[56]}.fits", header=True)
+    damaged = tmp_path / "d" / "mosaics" / "r" / f"{tiles[56]}.fits"  # of the tile that comes last
+    unit = fits.CompImageHDU(image, header, compression_type="GZIP_1", quantize_level=0)
+    fits.HDUList([fits.PrimaryHDU(), unit]).writeto(damaged, overwrite=True)
+    data = bytearray(damaged.read_bytes())
+    place = data.rindex(b"\x1f\x8b")  # where the last pixel row begins; no noise is measured there
+    data[place : place + 40] = bytes(40)
+    damaged.write_bytes(data)
+    with pytest.raises(BadInput, match=rf"mosaics/r/{tiles[56]}\.fits cannot be read"):
+        ingest(tmp_path / "d" / "survey.toml", tmp_path / "s", part_rows=8)
+    done = done_parts(tmp_path / "s" / "work" / "ingest" / "cutouts-8")
+    assert done == set(range(-(-tiles.count(tiles[0]) // 8)))
+
+
+def test_a_tile_in_another_projection_is_cut_where_its_own_wcs_says(tmp_path: Path) -> None:
+    path = write_survey(tmp_path / "d")
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval = ["GLON-ZEA", "GLAT-ZEA"], [236.82, 42.12]  # galactic, rotated, another projection
+    wcs.wcs.crpix = [(SHAPE[1] + 1) / 2, (SHAPE[0] + 1) / 2]
+    wcs.wcs.cd = np.array([[-0.8, 0.6], [0.6, 0.8]]) * SCALE / 3600
+    wcs.wcs.set()
+    centre = wcs.pixel_to_world((SHAPE[1] - 1) / 2, (SHAPE[0] - 1) / 2).icrs
+    x, y = np.array([40, 100, 180]), np.array([50, 120, 30])
+    sky = wcs.pixel_to_world(x, y).icrs
+    assert centre.separation(sky).deg.max() < 0.01
+    for band in BANDS[:2]:
+        image = np.random.default_rng(3).normal(0, 0.1, SHAPE).astype(np.float32)
+        image[y, x] = [100, 200, 300]
+        name = tmp_path / "d" / "mosaics" / band / "t0.fits"
+        fits.PrimaryHDU(image, wcs.to_header()).writeto(name, overwrite=True)
+    table = Table.read(tmp_path / "d" / "catalogue.fits")[:3]
+    table["ra"], table["dec"] = sky.ra.deg, sky.dec.deg
+    table.write(tmp_path / "d" / "catalogue.fits", overwrite=True)
+    assert ingest(path, tmp_path / "s").sources_on_no_tile == 0
+    pixels, bad, _ = cutout_arrays(tmp_path / "s")
+    rows = np.argsort(columns_of(Layout(tmp_path / "s").sources)["source_id"])
+    for b in (0, 1):
+        noise = Layout(tmp_path / "s").read_info().bands[b].noise_ujy
+        middle = pixels[rows, b, CUTOUT // 2, CUTOUT // 2]
+        np.testing.assert_allclose(middle, np.array([100, 200, 300]) / noise, rtol=1e-3)
+    assert not bad[:, :2].any()
+
+
+def test_regions_without_a_value_are_masked_and_leave_noise_and_depth_alone(
+    survey_file: Path, ingested: tuple[Path, IngestReport], tmp_path: Path
+) -> None:
+    shutil.copytree(survey_file.parent, tmp_path / "d")
+    for tile in range(2):
+        with fits.open(tmp_path / "d" / "mosaics" / "g" / f"t{tile}.fits", mode="update") as units:
+            units[0].data[:, :110] = np.nan
+    ingest(tmp_path / "d" / "survey.toml", tmp_path / "s")
+    found, expected = (Layout(shelf).read_info().bands[0] for shelf in (tmp_path / "s", ingested[0]))
+    assert found.noise_ujy == pytest.approx(expected.noise_ujy, rel=0.02) and found.depth_ab == expected.depth_ab
+    pixels, bad, state = cutout_arrays(tmp_path / "s")
+    assert np.isfinite(pixels).all() and not pixels[bad].any()
+    whole = bad[:57, 0].all(axis=(1, 2))
+    assert 5 < whole.sum() < 52 and (state[:57, 0][whole] == State.NOT_OBSERVED).all()
+    intact = ~bad[:57, 0].any(axis=(1, 2))
+    plain = cutout_arrays(ingested[0])[0][:57, 0][intact].astype(np.float32) * expected.noise_ujy
+    np.testing.assert_allclose(pixels[:57, 0][intact] * np.float32(found.noise_ujy), plain, rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("by", ["weight", "mask"])
+def test_a_band_whose_pixels_are_all_masked_is_not_observed(tmp_path: Path, by: str) -> None:
+    path = write_survey(tmp_path / "d")
+    edit(path, 'name = "g"', f'name = "g"\n{by} = "{by}.fits"')
+    beside = np.zeros(SHAPE, np.float32) if by == "weight" else np.ones(SHAPE, np.int16)
+    fits.PrimaryHDU(beside).writeto(tmp_path / "d" / f"{by}.fits")
+    ingest(path, tmp_path / "s")
+    pixels, bad, state = cutout_arrays(tmp_path / "s")
+    assert bad[:, 0].all() and not pixels[:, 0].any() and (state[:, 0] == State.NOT_OBSERVED).all()
+    assert not bad[:50, 1].all(axis=(1, 2)).any()
+    assert np.isnan(Layout(tmp_path / "s").read_info().bands[0].noise_ujy)
+
+
+def test_a_catalogue_that_lies_on_no_tile_at_all_is_refused_with_both_places(tmp_path: Path) -> None:
+    path = write_survey(tmp_path / "d")
+    table = Table.read(tmp_path / "d" / "catalogue.fits")
+    table["ra"], table["dec"] = table["ra"] / 15, table["dec"]  # hours
+    table.write(tmp_path / "d" / "catalogue.fits", overwrite=True)
+    with pytest.raises(BadInput, match=r"none of its 60 sources lies on any of the 3 tiles; .* expected RA and Dec in"):
+        ingest(path, tmp_path / "s")
+    assert not (tmp_path / "s" / "shelf.toml").exists()
+
+
+def test_the_report_says_what_each_cut_removed(survey_file: Path, tmp_path: Path) -> None:
+    shutil.copytree(survey_file.parent, tmp_path / "d")
+    path = tmp_path / "d" / "survey.toml"
+    flux = np.asarray(Table.read(tmp_path / "d" / "catalogue.fits")["f_g"])
+    edit(path, 'dec = "dec"\n', 'dec = "dec"\ncuts = [{column = "f_g", operator = ">", value = 1.5}, '
+         '{column = "id", operator = "not in", value = ["s0", "s1", "s2"]}]\n')  # fmt: skip
+    report = ingest(path, tmp_path / "s")
+    first, second = (flux <= 1.5).sum(), (flux[:3] > 1.5).sum()
+    assert report.cut == {"f_g > 1.5": {"removed": first}, "id not in ['s0', 's1', 's2']": {"removed": second}}
+    lines = [line.split("  ") for line in show.facts(report, as_json=False).splitlines()]
+    assert ["cut f_g > 1.5", f"removed {first}"] in [[line[0], line[-1].strip()] for line in lines]
+    assert report.sources == 60 - first - second and 0 < first < 60 and second > 0
+    assert ingest(path, tmp_path / "s").cut == {}  # labels only: the catalogue is not read
+
+
+@pytest.mark.slow
+def test_one_repeated_id_among_two_million_is_named(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    count = 2_000_000
+    source_id = np.arange(count) + 10**15
+    source_id[1_234_567] = source_id[89]
+    angle = np.linspace(0, 80, count)
+    columns = {"id": source_id, "ra": angle, "dec": angle, "f": np.ones(count), "e": np.ones(count)}
+    pq.write_table(pa.table(columns), tmp_path / "c.parquet")
+    document = {
+        "survey": {"name": "large"},
+        "catalogue": {"path": "c.parquet", "id": "id", "ra": "ra", "dec": "dec"},
+        "bands": [{"name": "g", "wavelength_nm": 480, "flux": "f", "flux_error": "e", "unit": "uJy"}],
+    }
+    (tmp_path / "survey.toml").write_text(tomli_w.dumps(document))
+    with pytest.raises(BadInput, match=r"c\.parquet: the id '1000000000000089' stands more than once \(1 such ids\)"):
+        ingest(tmp_path / "survey.toml", tmp_path / "s")
+    assert not (tmp_path / "s" / "shelf.toml").exists()
 
 
 def test_ingesting_again_rewrites_the_labels_only(tmp_path: Path) -> None:

@@ -70,13 +70,21 @@ def opened(folder: Path, path: str = "m/g/a.fits", **band: Any) -> mosaic.Mosaic
     return mosaic.open_mosaic(survey, survey.bands[0], "a", folder / path)
 
 
+def box(found: mosaic.Mosaic, rows: tuple[int, int], columns: tuple[int, int]) -> tuple[Any, Any, Any]:
+    """Image, weight and mask of a box, from its stripes."""
+    stripes = list(mosaic.stripes(found, rows))
+    assert [s.first for s in stripes] == list(np.cumsum([rows[0], *(len(s.image) for s in stripes)])[:-1])
+    kinds = ([s.image for s in stripes], [s.weight for s in stripes], [s.mask for s in stripes])
+    return tuple(None if k[0] is None else np.concatenate(k)[:, slice(*columns)] for k in kinds)  # type: ignore[return-value]
+
+
 def test_a_header_gives_shape_scale_and_zero_point(tmp_path: Path) -> None:
     write(tmp_path / "m/g/a.fits", np.ones((40, 50), np.float32), wcs_at(150, 2, (40, 50)))
     found = opened(tmp_path, image_zero_point=27.0, saturation=1000.0)
     assert found.shape == (40, 50) and found.hdu == 0
     np.testing.assert_allclose(found.ujy_per_unit, 10 ** (-0.4 * (27.0 - 23.9)))
     np.testing.assert_allclose(found.saturation_ujy, 1000 * 10 ** (-0.4 * (27.0 - 23.9)))
-    image, weight, mask = mosaic.read_box(found, (0, 3), (1, 4))
+    image, weight, mask = box(found, (0, 3), (1, 4))
     np.testing.assert_allclose(image, np.full((3, 3), found.ujy_per_unit), rtol=1e-6)
     assert image.dtype == np.float32 and weight is None and mask is None
 
@@ -118,7 +126,7 @@ def test_the_first_image_is_taken_behind_an_empty_primary_hdu(tmp_path: Path) ->
     fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(tmp_path / "m/g/a.fits")
     found = opened(tmp_path)
     assert found.hdu == 1
-    np.testing.assert_array_equal(mosaic.read_box(found, (5, 9), (20, 50))[0], image[5:9, 20:50])
+    np.testing.assert_array_equal(box(found, (5, 9), (20, 50))[0], image[5:9, 20:50])
 
 
 def test_pixels_stored_as_scaled_integers_are_read_in_their_unit(tmp_path: Path) -> None:
@@ -127,8 +135,82 @@ def test_pixels_stored_as_scaled_integers_are_read_in_their_unit(tmp_path: Path)
     unit.scale("int16", bscale=0.1, bzero=100)
     (tmp_path / "m/g").mkdir(parents=True)
     unit.writeto(tmp_path / "m/g/a.fits")
-    pixels, _, _ = mosaic.read_box(opened(tmp_path, image_zero_point=23.9), (5, 20), (3, 30))
+    pixels, _, _ = box(opened(tmp_path, image_zero_point=23.9), (5, 20), (3, 30))
     assert pixels == pytest.approx(image[5:20, 3:30], abs=0.051)
+
+
+def compressed(kind: str, image: np.ndarray[Any, Any], header: fits.Header | None = None) -> fits.CompImageHDU:
+    """An image as fpack writes it: RICE quantises floats with dither (lossy), GZIP keeps them."""
+    options: dict[str, Any] = {
+        "rice": {"compression_type": "RICE_1", "quantize_level": 16, "quantize_method": 1, "dither_seed": 7},
+        "gzip": {"compression_type": "GZIP_2", "quantize_level": 0},
+        "tiles": {"compression_type": "GZIP_1", "quantize_level": 0, "tile_shape": (17, 23)},
+    }[kind]
+    return fits.CompImageHDU(image, header, **options)
+
+
+@pytest.mark.parametrize("kind", ["rice", "gzip", "tiles"])
+def test_compressed_mosaics_are_astropys_pixels_and_lossless_ones_the_uncompressed(tmp_path: Path, kind: str) -> None:
+    shape, rng = (90, 110), np.random.default_rng(2)
+    image = rng.normal(0, 0.1, shape).astype(np.float32)
+    image[30:35, 40:60] = np.nan
+    wcs = wcs_at(150, 2, shape, angle_deg=10)
+    write(tmp_path / "plain/g/a.fits", image, wcs)
+    for name, pixels in (("m/g/a.fits.fz", image), ("w/a.fits.fz", np.where(np.isfinite(image), 100, 0))):
+        (tmp_path / name).parent.mkdir(parents=True)
+        header = wcs.to_header() if name[0] == "m" else None
+        unit = compressed(kind, pixels.astype(np.float32), header)
+        fits.HDUList([fits.PrimaryHDU(), unit]).writeto(tmp_path / name)
+    (tmp_path / "k").mkdir()
+    mask = (rng.random(shape) < 0.1).astype(np.int16)
+    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(mask)]).writeto(tmp_path / "k/a.fits.fz")
+    found = opened(tmp_path, "m/g/a.fits.fz", weight="w/{tile}.fits.fz", mask="k/{tile}.fits.fz")
+    plain = opened(tmp_path, "plain/g/a.fits")
+    assert (found.hdu, found.shape, found.grid) == (1, plain.shape, plain.grid)
+    pixels, weight, bad = box(found, (5, 80), (3, 100))
+    part = (slice(5, 80), slice(3, 100))
+    np.testing.assert_array_equal(pixels, fits.getdata(tmp_path / "m/g/a.fits.fz")[part])
+    np.testing.assert_array_equal(weight, fits.getdata(tmp_path / "w/a.fits.fz")[part])
+    np.testing.assert_array_equal(bad, mask[part] != 0)
+    expected = box(plain, (5, 80), (3, 100))[0]
+    if kind == "rice":  # a step of the quantisation is the noise over 16
+        assert (pixels != expected).mean() > 0.5
+        np.testing.assert_allclose(pixels, expected, atol=0.1 / 16 * 1.1)
+    else:
+        np.testing.assert_array_equal(pixels, expected)
+
+
+def test_a_damaged_pixel_of_one_of_three_files_blames_that_one(tmp_path: Path) -> None:
+    shape = (300, 200)
+    values = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+    for name in ("m/g/a.fits.fz", "w/a.fits.fz"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        header = wcs_at(150, 2, shape).to_header() if name[0] == "m" else None
+        fits.HDUList([fits.PrimaryHDU(), compressed("gzip", values, header)]).writeto(tmp_path / name)
+    found = opened(tmp_path, "m/g/a.fits.fz", weight="w/{tile}.fits.fz")
+    data = bytearray((tmp_path / "m/g/a.fits.fz").read_bytes())
+    place = data.rindex(b"\x1f\x8b")  # where the last compressed row begins
+    data[place : place + 40] = bytes(40)
+    (tmp_path / "m/g/a.fits.fz").write_bytes(data)
+    with pytest.raises(BadInput, match=r"m/g/a\.fits\.fz cannot be read"):
+        list(mosaic.stripes(found, (0, 300)))
+
+
+def test_stripes_cover_the_rows_once_and_a_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (64, 50)
+    image = np.arange(3200, dtype=np.float32).reshape(shape)
+    write(tmp_path / "m/g/a.fits", image, wcs_at(150, 2, shape))
+    write(tmp_path / "w/a.fits", image + 1, None)
+    found = opened(tmp_path, weight="w/{tile}.fits")
+    opens: list[Path] = []
+    real = fits.open
+    monkeypatch.setattr(fits, "open", lambda path, **options: (opens.append(path), real(path, **options))[1])
+    monkeypatch.setattr(mosaic, "STRIPE_PIXELS", 7 * 50 + 3)
+    stripes = list(mosaic.stripes(found, (2, 61)))
+    assert [s.first for s in stripes] == list(range(2, 61, 7)) and len(stripes[-1].image) == 3
+    np.testing.assert_array_equal(np.concatenate([s.image for s in stripes]), image[2:61])
+    np.testing.assert_array_equal(np.concatenate([s.weight for s in stripes if s.weight is not None]), image[2:61] + 1)
+    assert sorted(opens) == sorted([found.path, found.weight])
 
 
 def test_weight_and_mask_are_read_in_matching_units_and_must_match_in_shape(tmp_path: Path) -> None:
@@ -138,7 +220,7 @@ def test_weight_and_mask_are_read_in_matching_units_and_must_match_in_shape(tmp_
     write(tmp_path / "k/a.fits", np.eye(40, 50, dtype=np.int16), None)
     beside = {"weight": "w/{tile}.fits", "mask": "k/{tile}.fits", "image_zero_point": 26.4}
     found = opened(tmp_path, **beside)
-    image, weight, mask = mosaic.read_box(found, (0, 40), (0, 50))
+    image, weight, mask = box(found, (0, 40), (0, 50))
     assert weight is not None and mask is not None
     np.testing.assert_allclose(image[0, 0] ** 2 * weight[0, 0], 4.0, rtol=1e-5)  # S/N is free of units
     np.testing.assert_array_equal(mask, np.eye(40, 50, dtype=bool))
