@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -208,9 +210,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _leave(_run(arguments))
 
 
+def _told(number: int, _: object) -> None:
+    raise Interrupted(f"stopped by {signal.Signals(number).name}; the same command goes on from what is done")
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from redshelf.api import commands
 
+    # SLURM's warning, which may come before a loop that finishes its step is reached
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, _told)
     try:
         status = commands.RUN[arguments.command](arguments)
         sys.stdout.flush()

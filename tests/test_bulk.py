@@ -264,6 +264,16 @@ def test_sigusr1_to_a_task_finishes_the_part_and_leaves_with_85(planned: Planned
     planned.finish()
 
 
+def test_sigusr1_before_the_first_part_leaves_with_85_too(planned: Planned) -> None:
+    waiting = "import sys, os, signal; from redshelf.api import commands; from redshelf.api.cli import main\n"
+    waiting += "commands.RUN['embed'] = lambda a: os.kill(os.getpid(), signal.SIGUSR1)\nsys.exit(main(sys.argv[1:]))"
+    told = subprocess.run(
+        [sys.executable, "-c", waiting, "embed", "--encoder", "photometry", "--task", "0"],
+        env={**os.environ, "PYTHONPATH": LINKS}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert told.returncode == 85 and "stopped by SIGUSR1; the same command goes on" in told.stderr
+
+
 def test_a_task_that_is_killed_leaves_nothing_half_done(planned: Planned) -> None:
     child = start(30, "embed", "--encoder", "photometry", "--task", "0", "--shelf", str(planned.root))
     child.kill()

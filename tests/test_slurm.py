@@ -324,3 +324,40 @@ def test_a_node_that_goes_down_and_comes_back_loses_nothing(job: Job) -> None:
     subprocess.run(["scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test"], check=True)
     job.wait(lambda: not _said("squeue", "--noheader", "--states=RUNNING,COMPLETING"))
     job.check()
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_the_script_for_pretraining_goes_back_into_the_queue_and_ends_with_weights(
+    cluster: None, tmp_path: Path
+) -> None:
+    root = tmp_path / "a shelf"
+    ingest(small_survey.write(tmp_path, sources=100, labels=False), root)
+    environment = {
+        "SHELF": str(root),
+        "REDSHELF": f"{sys.executable} -m redshelf.api.cli",
+        "OPTIONS": "--objective masked --name vit --max-seconds 12 --batch-size 16",
+        "PYTHONPATH": str(Path(__file__).parent / "links"),
+        "OMP_NUM_THREADS": "1",
+    }
+    here = "--ntasks-per-node=1 --gres=gpu:1 --cpus-per-task=1 --time=00:10:00 --account=abc@a100 --mem=4000"
+    script = str(ROOT / "deploy" / "slurm" / "pretrain.sh")
+    command = ["sbatch", "--parsable", *here.split(), f"--output={tmp_path}/log", script]
+    told = subprocess.run(command, env={**os.environ, **environment}, check=False, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    job, deadline = told.stdout.strip(), time.monotonic() + 150
+
+    def wait(until: Callable[[], bool]) -> None:
+        while not until():
+            log = (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""
+            assert time.monotonic() < deadline and "Exited with exit code 1" not in log, _said("squeue") + log
+            time.sleep(0.3)
+
+    wait(lambda: any(root.glob("work/train.vit*/*.safetensors")) or any(root.glob("work/**/*.jsonl")))
+    subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
+    wait(lambda: "BeginTime" in _said("squeue", "--noheader", f"--jobs={job}", "--format=%r"))
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+    wait(lambda: Layout(root).encoders().get("vit") is not None)
+    log = (tmp_path / "log").read_text()
+    assert "by SIGUSR1" in log
+    wait(lambda: not _said("squeue", "--noheader"))
