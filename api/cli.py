@@ -189,6 +189,31 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+MAKES = {"weights", "input_px", "pca", "with_photometry", "space", "sha256", "random_seed", "part_rows"}
+TAKES = {  # what a step or a runner of `embed` uses of its options; another one would be silently ignored
+    "--part": {"batch_size", "device"},
+    "--task": {"batch_size", "device"},
+    "--commit": {"runner"},
+    "--plan": MAKES | {"task_parts"},
+    "--runner local": MAKES | {"batch_size", "device"},
+    "--runner ray": MAKES | {"batch_size", "runner"},
+    "--runner slurm": MAKES | {"slurm", "gpu", "task_parts", "runner"},
+}
+
+
+def _check_embed(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    step = next((f"--{name}" for name in ("part", "task") if getattr(arguments, name) is not None), None)
+    step = step or ("--plan" if arguments.plan else "--commit" if arguments.commit else f"--runner {arguments.runner}")
+    plain = {"runner": "local", "space": "trunk", "with_photometry": False}
+    for name in set().union(*TAKES.values()) - TAKES[step]:
+        if getattr(arguments, name) != plain.get(name):
+            parser.error(f"embed {step} does not use --{name.replace('_', '-')}")
+    if step == "--runner slurm" and arguments.slurm is None:
+        parser.error("--runner slurm needs --slurm FILE, settings like deploy/slurm/jeanzay.toml")
+    if step == "--commit" and arguments.runner == "ray":
+        parser.error("embed --commit does not use --runner ray")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
     parser = build_parser()
@@ -202,9 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.json and arguments.estimator:
             parser.error("--json prints the neighbours alone, and --estimator is of the redshift")
     if arguments.command == "embed":
-        steps = arguments.plan or arguments.commit or arguments.part is not None or arguments.task is not None
-        if arguments.runner == "slurm" and arguments.slurm is None and not steps:
-            parser.error("--runner slurm needs --slurm FILE, settings like deploy/slurm/jeanzay.toml")
+        _check_embed(parser, arguments)
     # OpenMP threads that spin while they wait slow down everybody on a shared machine, themselves included
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return _leave(_run(arguments))

@@ -23,7 +23,7 @@ from redshelf.indexing.partition import Plan
 from redshelf.indexing.parts import commit_parts, done_parts, write_part
 from redshelf.indexing.vectors import Vectors, placed, vectors
 from redshelf.models.encoder import Encoder
-from redshelf.models.errors import BadInput, Interrupted
+from redshelf.models.errors import BadInput, Conflict, Interrupted
 
 # of a batch: on a CPU what its caches hold, on a GPU enough to fill it, without pixels what makes Python's part small
 BATCH_CPU, BATCH_GPU, BATCH_FLUXES = 64, 512, 8192
@@ -54,8 +54,7 @@ def embed_parts(
             )
     if batch_size is not None and batch_size < 1:
         raise BadInput(f"batch_size={batch_size}: expected at least 1")
-    receipts = partition.folder(layout, plan.encoder, plan.revision)
-    done = done_parts(receipts)
+    done = done_parts(partition.receipts(layout, plan))
     todo = [part for part in parts if part not in done]
     reader = Reader(layout, layout.read_info(), bands=encoder.bands, needs=encoder.needs)
     with placed(encoder, device) as place:
@@ -82,13 +81,17 @@ def _encode(
     import pyarrow as pa
 
     table, schema = layout.embeddings(plan.encoder, plan.revision), store.embeddings_schema(plan.dim)
-    receipts = partition.folder(layout, plan.encoder, plan.revision)
+    receipts = partition.receipts(layout, plan)
+
+    def wanted() -> bool:
+        return partition.is_open(layout, plan)
 
     def write(part: int, first: int, whole: Vectors, facts: dict[str, Any]) -> None:
         rows = pa.array(np.arange(first, first + len(whole), dtype=np.int64))
         batch = pa.record_batch([rows, store.fixed_list(whole)], schema=schema)
         facts |= {"zero_vectors": int((~whole.any(axis=1)).sum()), "device": device}
-        write_part(table, schema, [batch], receipts=receipts, part=part, first_row=first, plan=plan.id, facts=facts)
+        told: dict[str, Any] = {"part": part, "first_row": first, "plan": plan.id, "facts": facts, "wanted": wanted}
+        write_part(table, schema, [batch], receipts=receipts, **told)
 
     encoding = vectors(encoder, reader, [plan.span(part) for part in todo], batch_size=batch_size, device=device)
     with ThreadPoolExecutor(1, "write") as writer, closing(encoding) as found:
@@ -99,6 +102,8 @@ def _encode(
                     writing.result()
                 left = len(todo) - number
                 raise Interrupted(f"embedding stopped by {told[0]} before part {part}: {left} parts are left to do")
+            if not wanted():
+                raise Conflict(f"plan {plan.id} was committed or removed: parts from {part} on are not wanted any more")
             (first, past), began = plan.span(part), time.perf_counter()
             whole, at = np.empty((past - first, plan.dim), dtype=np.float16), first
             while at < past:
@@ -118,13 +123,23 @@ def commit(layout: Layout, plan: Plan) -> int:
 
     `Conflict` as `parts.commit_parts`.
     """
-    return commit_parts(
-        layout.embeddings(plan.encoder, plan.revision),
-        store.embeddings_schema(plan.dim),
-        receipts=partition.folder(layout, plan.encoder, plan.revision),
-        parts=plan.parts,
-        plan=plan.id,
-    )
+    table, schema = layout.embeddings(plan.encoder, plan.revision), store.embeddings_schema(plan.dim)
+    told = {"receipts": partition.receipts(layout, plan), "parts": plan.parts, "plan": plan.id}
+    rows = commit_parts(table, schema, **told)  # type: ignore[arg-type]
+    partition.close(layout, plan)
+    return rows
+
+
+def is_committed(layout: Layout, plan: Plan) -> bool:
+    """Whether the table has the rows of an open plan: a kill came between the commit and its end."""
+    return store.count_rows(layout.embeddings(plan.encoder, plan.revision)) >= plan.rows
+
+
+def end_committed(layout: Layout, encoder: str) -> None:
+    """End the plans of `encoder` that a kill left open after their commit."""
+    for plan in partition.open_plans(layout, encoder).values():
+        if is_committed(layout, plan):
+            commit(layout, plan)
 
 
 Run = Callable[[Plan, list[int], Callable[[int], object]], None]  # does some parts, and tells of the rows
@@ -153,7 +168,7 @@ def embed_all(
         plan = partition.make(layout, encoder, part_rows=part_rows)
         if plan is None:
             return store.count_rows(layout.embeddings(encoder.name, encoder.revision))
-        done = done_parts(partition.folder(layout, encoder.name, encoder.revision))
+        done = done_parts(partition.receipts(layout, plan))
         todo = [part for part in range(plan.parts) if part not in done]
         before = plan.rows - sum(past - first for first, past in map(plan.span, todo))
         label = f"embed {encoder.name}"

@@ -122,6 +122,12 @@ def propose(
         task_parts=TASK_PARTS if task_parts is None else task_parts,
     )
     home = folder(layout, encoder.name, encoder.revision)
+    for other, its in open_plans(layout, encoder.name).items():
+        if other != home:
+            raise Conflict(
+                f"a plan of {encoder.name}.{its.revision} is open, and this is {encoder.name}.{encoder.revision}: end "
+                f"it first (without --weights it is gone on with), or remove {other}"
+            )
     if not (home / PLAN_FILE).is_file():
         return plan
     found = read(home)
@@ -153,9 +159,32 @@ def write(layout: Layout, plan: Plan) -> Path:
     """Write the plan, and return the file; one that is there is left alone."""
     path = folder(layout, plan.encoder, plan.revision) / PLAN_FILE
     if not path.is_file():
-        shutil.rmtree(path.parent, ignore_errors=True)  # a receipt that came after the commit of an earlier plan
         write_json(path, {**asdict(plan), "id": plan.id, "parts": plan.parts, "tasks": plan.tasks})
     return path
+
+
+def receipts(layout: Layout, plan: Plan) -> Path:
+    """Where the receipts of this very plan lie: one that comes late never counts for the next plan."""
+    return folder(layout, plan.encoder, plan.revision) / plan.id
+
+
+def is_open(layout: Layout, plan: Plan) -> bool:
+    """Whether this very plan is there still."""
+    home = folder(layout, plan.encoder, plan.revision)
+    try:
+        return read(home).id == plan.id
+    except (BadInput, OSError):
+        return False
+
+
+def close(layout: Layout, plan: Plan) -> None:
+    """Remove the plan, its receipts and what lies beside them, unless another plan has taken its place."""
+    home = folder(layout, plan.encoder, plan.revision)
+    if is_open(layout, plan):
+        gone = home.with_name(f".{home.name}.{plan.id}")
+        with suppress(OSError):
+            home.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _same(found: Plan, now: Plan, home: Path) -> None:
@@ -185,24 +214,33 @@ def find(layout: Layout, encoder: str) -> tuple[Plan, Path]:
 
     `NotFound` where there is none, `Conflict` where there are several or the shelf has changed since.
     """
-    known = open_plans(layout)
-    homes = [home for home, plan in known.items() if plan.encoder == encoder]
-    if not homes:
+    known = open_plans(layout, encoder)
+    places = list(known)
+    if not places:
         raise NotFound(f"no open plan for encoder {encoder!r} on {layout.root}: make one with `redshelf embed --plan`")
-    if len(homes) > 1:
-        raise Conflict(f"{len(homes)} plans are open for encoder {encoder!r}: remove those not wanted of {homes}")
-    plan = known[homes[0]]
+    if len(places) > 1:
+        raise Conflict(
+            f"{len(places)} plans are open for encoder {encoder!r}: remove all but one of {', '.join(map(str, places))}"
+        )
+    plan = known[places[0]]
     needs = frozenset({"pixels"} if "cutouts" in plan.inputs else ())
     for name, now in (("fingerprint", layout.read_info().fingerprint), ("inputs", _inputs(layout, needs))):
         if getattr(plan, name) != now:
-            raise Conflict(f"the plan in {homes[0]} was made for another shelf: its {name} differs; remove that folder")
-    return plan, homes[0]
+            raise Conflict(
+                f"the plan in {places[0]} was made for another shelf: its {name} differs; remove that folder"
+            )
+    return plan, places[0]
 
 
-def open_plans(layout: Layout) -> dict[Path, Plan]:
-    """The plans that are not committed, by folder."""
+def homes(layout: Layout, encoder: str = "*") -> list[Path]:
+    """The folders of the plans that are not committed, of one encoder or all."""
+    return [path.parent for path in sorted(layout.work("").glob(f"embed.{encoder}.*/{PLAN_FILE}"))]
+
+
+def open_plans(layout: Layout, encoder: str = "*") -> dict[Path, Plan]:
+    """The plans that are not committed, by folder, of one encoder or all."""
     found = {}
-    for path in sorted(layout.work("").glob(f"embed.*/{PLAN_FILE}")):
+    for home in homes(layout, encoder):
         with suppress(FileNotFoundError):  # committed at this moment
-            found[path.parent] = read(path.parent)
+            found[home] = read(home)
     return found

@@ -3,7 +3,7 @@
 A part is written as uncommitted Lance fragments, then a receipt by atomic rename. `commit_parts` checks that the
 receipts are complete and unaltered and the files they name whole, commits them in order under a file lock, and verifies
 `row == position`; what it has checked it leaves under receipts/, so that a later check knows how the files should be.
-A run that is killed repeats at most the parts that it was in.
+A run that is killed repeats at most the parts that it had in hand.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -73,11 +73,13 @@ def write_part(
     first_row: int,
     plan: str = "",
     facts: Mapping[str, Any] = MappingProxyType({}),
+    wanted: Callable[[], bool] = lambda: True,
 ) -> int:
     """Write one part of `plan` as uncommitted fragments and its receipt, with `facts` in it; returns its rows.
 
     The batches' `row` column must count up from `first_row`; anything else is `BadInput` and leaves no receipt.
-    Whatever `batches` raises comes out as it was raised, and leaves none either.
+    Whatever `batches` raises comes out as it was raised, and leaves none either. `Conflict` where the part is not
+    `wanted` any more when it is written, as its plan was committed meanwhile: then nothing is left of it.
     """
     from lance.fragment import write_fragments
 
@@ -106,6 +108,10 @@ def write_part(
     if raised:
         raise raised[0]
     written = [table / "data" / file.path for fragment in fragments for file in fragment.files]
+    if not wanted() or not all(path.is_file() for path in written):
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise Conflict(f"{table.name} part {part}: plan {plan} was committed or removed while it was written")
     receipt = {
         **facts,
         "part": part,
@@ -174,15 +180,15 @@ def commit_parts(table: Path, schema: pa.Schema, *, receipts: Path, parts: int, 
     import lance
     from lance.fragment import FragmentMetadata
 
-    receipts.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(receipts.parent / f"{table.name}.lock")):
+    lock = table.parent / "work" / f"{table.name}.lock"  # not beside the receipts, which go with the plan
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(lock)):
         version, rows = 0, 0
         if exists(table):
             dataset = open_table(table)
             version, rows = int(dataset.version), int(dataset.count_rows())
             if plan in _committed_plans(dataset):
-                shutil.rmtree(receipts, ignore_errors=True)
-                return rows
+                return _end(table, dataset, receipts, rows=rows, plan=plan)
         documents = _checked(table, receipts, parts=parts, plan=plan)
         for document in documents:
             if document["first_row"] != rows:
@@ -197,11 +203,16 @@ def commit_parts(table: Path, schema: pa.Schema, *, receipts: Path, parts: int, 
         operation = overwrite(schema, fragments) if version == 0 else append(fragments)
         transaction = lance.Transaction(version, operation, transaction_properties={"plan": plan})
         dataset = lance.LanceDataset.commit(str(table), transaction, read_version=version)
-        verify_rows(dataset, table.name, expected=rows)
-        tag(dataset, f"plan-{plan}")
-        _sweep(table, dataset)
-        shutil.rmtree(receipts, ignore_errors=True)
-        return rows
+        return _end(table, dataset, receipts, rows=rows, plan=plan)
+
+
+def _end(table: Path, dataset: Any, receipts: Path, *, rows: int, plan: str) -> int:
+    """What follows a commit, and is done again where a kill came between."""
+    verify_rows(dataset, table.name, expected=rows)
+    tag(dataset, f"plan-{plan}")
+    _sweep(table, dataset)
+    shutil.rmtree(receipts, ignore_errors=True)
+    return rows
 
 
 def _kept(table: Path) -> Path:

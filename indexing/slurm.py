@@ -8,11 +8,11 @@ after any end of the array, and resubmits only the tasks that miss parts, at mos
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import shlex
 import shutil
 import subprocess
-import time
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,9 +24,10 @@ from redshelf.indexing.files import read_json, write_json
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.partition import Plan
 from redshelf.indexing.parts import done_parts, ranges
-from redshelf.models.errors import BadInput, Conflict, nearest
+from redshelf.models.errors import BadInput, Conflict, RedshelfError, nearest
 
-ATTEMPTS = 3  # resubmissions of tasks that miss parts
+ATTEMPTS = 3  # resubmissions of tasks that miss parts, after each submission by hand
+PATIENCE_S = 120.0
 RECORD = "slurm.json"
 TEMPLATES = Path(__file__).parent / "templates"
 PLACEHOLDER = "xxx@"  # of the settings file that comes with redshelf
@@ -127,10 +128,24 @@ def _render(template: str, **values: Any) -> str:
     return environment.from_string((TEMPLATES / template).read_text(encoding="utf-8")).render(**values)
 
 
+def _ask(command: list[str], script: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Ask a program of SLURM. A job that submits another does not hand its own resources on to it."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "SLURM_CONF" or not name.startswith(("SLURM_", "SRUN_", "SBATCH_"))
+    }
+    try:
+        return subprocess.run(
+            command, input=script, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+        )
+    except (subprocess.TimeoutExpired, FileNotFoundError) as error:
+        raise Conflict(f"{command[0]} does not answer: {error}") from error
+
+
 def _sbatch(script: str, *options: str) -> str:
     """What sbatch answers; `BadInput` with what it says where it refuses."""
-    command = ["sbatch", "--parsable", *options]
-    told = subprocess.run(command, input=script, capture_output=True, text=True, check=False, timeout=120)
+    told = _ask(["sbatch", "--parsable", *options], script)
     if told.returncode:
         raise BadInput(f"sbatch refuses: {(told.stderr or told.stdout).strip()}")
     return told.stdout.strip().partition(";")[0]
@@ -173,7 +188,7 @@ def check_size(settings: SlurmSettings, gpu: str | None, plan: Plan) -> None:
             f"{plan.tasks} tasks and a commit: QoS {wants.qos} takes {limit.jobs} jobs; ask for larger tasks "
             f"(--task-parts {-(-plan.parts // max(1, limit.jobs - 1))})"
         )
-    told = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False, timeout=120)
+    told = _ask(["scontrol", "show", "config"])
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", told.stdout)
     if found and plan.tasks > int(found[1]):
         raise BadInput(
@@ -184,10 +199,7 @@ def check_size(settings: SlurmSettings, gpu: str | None, plan: Plan) -> None:
 
 def _active(jobs: list[str]) -> list[str]:
     """Those of our jobs that SLURM still has in its queue."""
-    told = subprocess.run(
-        ["squeue", "--noheader", "--format=%A %F", f"--user={getpass.getuser()}"],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    told = _ask(["squeue", "--noheader", "--format=%A %F", f"--user={getpass.getuser()}"])
     if told.returncode:
         raise Conflict(f"squeue does not answer, so nothing is submitted: {told.stderr.strip()}")
     queued = set(told.stdout.split())
@@ -205,27 +217,28 @@ def submit(
 ) -> dict[str, Any]:
     """Submit the tasks that miss parts, and the commit after them; returns {"array", "commit", "tasks"}.
 
-    `Conflict` where jobs of this plan are still queued or run (`own_job` apart).
+    `Conflict` where jobs of this plan are still queued or run. `own_job`: the commit that submits them anew.
     """
     gpu, wants = choose(settings, gpu)
-    home, root = partition.folder(layout, plan.encoder, plan.revision), layout.root.resolve()
+    home = partition.folder(layout, plan.encoder, plan.revision)
     record = read_record(home) or {"submitted": []}
-    before = [
-        job for entry in record["submitted"] for job in (entry["array"], entry["commit"]) if job and job != own_job
-    ]
+    before = [e[kind] for e in record["submitted"] for kind in ("array", "commit") if e[kind] not in ("", own_job)]
     if active := _active(before):
-        raise Conflict(f"plan {plan.id} is already in the queue as job {', '.join(active)}: cancel it, or let it end")
-    tasks = plan.tasks_of(set(range(plan.parts)) - done_parts(home))
+        raise Conflict(
+            f"plan {plan.id} is already in the queue as job {' and '.join(active)}: let it end, or "
+            f"`scancel {' '.join(active)}`"
+        )
+    tasks = plan.tasks_of(set(range(plan.parts)) - done_parts(partition.receipts(layout, plan)))
     logs = layout.work("logs") / f"slurm-{plan.encoder}.{plan.id}"
     logs.mkdir(parents=True, exist_ok=True)
     common = {
         "name": f"embed-{plan.encoder}",
-        "logs": logs.resolve(),
+        "logs": str(logs.resolve()).replace("%", "%%"),
         "command": settings.command,
-        "shelf": shlex.quote(str(root)),
+        "shelf": shlex.quote(str(layout.root.resolve())),
         "encoder": shlex.quote(plan.encoder),
     }
-    entry: dict[str, Any] = {"array": "", "commit": "", "tasks": ranges(tasks), "when": time.time()}
+    entry: dict[str, Any] = {"array": "", "commit": "", "tasks": ranges(tasks), "by_hand": own_job is None}
     dependency: tuple[str, ...] = ()
     if tasks:
         script = _render(
@@ -246,23 +259,35 @@ def submit(
         directives=_directives(settings, settings.commit, gpu=False),
         setup=_setup(settings, settings.commit),
     )
-    entry["commit"] = _sbatch(script, *dependency)
+    try:
+        entry["commit"] = _sbatch(script, *dependency)
+    except RedshelfError:
+        if tasks:
+            _ask(["scancel", entry["array"]])  # nobody would commit what it does
+        raise
     record |= {"settings": settings.model_dump(), "gpu": gpu, "submitted": [*record["submitted"], entry]}
     write_json(home / RECORD, record)
     return entry
 
 
 def resubmit(layout: Layout, plan: Plan, *, own_job: str | None) -> dict[str, Any] | None:
-    """Send the tasks that miss parts once more; None where there are none. `Conflict` naming them after `ATTEMPTS`."""
+    """Send the tasks that miss parts once more; None where there are none.
+
+    `Conflict` naming the parts `ATTEMPTS` times after the last submission by hand, and where there was none.
+    """
     home = partition.folder(layout, plan.encoder, plan.revision)
-    record = read_record(home)
-    missing = set(range(plan.parts)) - done_parts(home)
+    missing = set(range(plan.parts)) - done_parts(partition.receipts(layout, plan))
     if not missing:
         return None
-    if not record or len(record["submitted"]) > ATTEMPTS:
+    submitted = read_record(home).get("submitted", [])
+    if not submitted:
+        raise Conflict(f"plan {plan.id}: parts {ranges(missing)} miss, and it was never submitted to SLURM")
+    attempts = next(n for n, entry in enumerate(reversed(submitted)) if entry["by_hand"])
+    if attempts >= ATTEMPTS:
         raise Conflict(
-            f"plan {plan.id}: parts {ranges(missing)} miss after {ATTEMPTS} resubmissions; see the logs in "
-            f"{layout.work('logs')}, then run the same `redshelf embed --runner slurm` again"
+            f"plan {plan.id}: parts {ranges(missing)} miss after {attempts} resubmissions; see the logs in "
+            f"{layout.work('logs')}, then submit again"
         )
+    record = read_record(home)
     settings = SlurmSettings.model_validate(record["settings"])
-    return submit(layout, plan, settings, gpu=record["gpu"], own_job=own_job)
+    return submit(layout, plan, settings, gpu=record["gpu"], own_job=own_job or "-")

@@ -13,7 +13,7 @@ from typing import Any
 
 from redshelf.indexing import partition, slurm, store
 from redshelf.indexing.embed import commit as commit_plan
-from redshelf.indexing.embed import embed_parts
+from redshelf.indexing.embed import embed_parts, end_committed, is_committed
 from redshelf.indexing.files import alone
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.partition import Plan
@@ -40,6 +40,7 @@ def make_plan(
     """
     layout = Layout(root)
     layout.read_info()
+    end_committed(layout, encoder)
     found = find_encoder(layout, encoder, weights=weights, options=options)
     return partition.make(layout, found, part_rows=part_rows, task_parts=task_parts, agreed=agreed)
 
@@ -64,26 +65,24 @@ def do(
     if (part is None) == (task is None):
         raise BadInput("give a part or a task, not both")
     layout = Layout(root)
-    plan, home = partition.find(layout, encoder)
+    plan, _ = partition.find(layout, encoder)
     parts = [part] if part is not None else list(plan.parts_of(task or 0))
-    spans = [plan.span(number) for number in parts]
-    done = done_parts(home)
+    rows = sum(past - first for first, past in map(plan.span, parts))
+    if is_committed(layout, plan):
+        return {"parts": len(parts), "done_before": len(parts), "rows": rows}
+    done = done_parts(partition.receipts(layout, plan))
     loaded = checkpoint.load(layout.model(plan.encoder, plan.revision))
     with stop_signals() as told:
         embed_parts(layout, loaded, plan, parts, batch_size=batch_size, device=device, stop=told)
-    return {
-        "parts": len(parts),
-        "done_before": len(done.intersection(parts)),
-        "rows": sum(past - first for first, past in spans),
-    }
+    return {"parts": len(parts), "done_before": len(done.intersection(parts)), "rows": rows}
 
 
 def _committed(layout: Layout, encoder: str) -> int | None:
-    """Rows of the newest embedding of `encoder` where no plan is open and it is whole, None otherwise."""
-    if any(plan.encoder == encoder for plan in partition.open_plans(layout).values()):
-        return None
-    rows = store.count_rows(layout.embeddings(encoder, layout.newest(encoder)))
-    return rows if rows == store.count_rows(layout.sources) else None
+    """Rows of an embedding of `encoder` where no plan is open and one is whole, None otherwise."""
+    end_committed(layout, encoder)
+    known, rows = layout.encoders().get(encoder, []), store.count_rows(layout.sources)
+    whole = any(store.count_rows(layout.embeddings(encoder, revision)) == rows for revision in known)
+    return rows if whole and not partition.homes(layout, encoder) else None
 
 
 def commit(root: Path, *, encoder: str) -> int:
@@ -137,7 +136,7 @@ def commit_or_resubmit(root: Path, *, encoder: str) -> dict[str, Any]:
     layout = Layout(root)
     if (rows := _committed(layout, encoder)) is not None:
         return {"rows": rows}
-    plan, home = partition.find(layout, encoder)
+    plan, _ = partition.find(layout, encoder)
     told = {"own_job": os.environ.get("SLURM_JOB_ID")}
     with _submitting(layout, encoder):
         entry = slurm.resubmit(layout, plan, **told)
@@ -145,7 +144,7 @@ def commit_or_resubmit(root: Path, *, encoder: str) -> dict[str, Any]:
             try:
                 return {"rows": commit_plan(layout, plan)}
             except Conflict:
-                if len(done_parts(home)) == plan.parts:
+                if len(done_parts(partition.receipts(layout, plan))) == plan.parts:
                     raise
                 entry = slurm.resubmit(layout, plan, **told)  # damaged parts were set aside
     return {"resubmitted": entry}

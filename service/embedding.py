@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from redshelf.indexing import ann, store
+from redshelf.indexing import ann, partition, store
 from redshelf.indexing.batches import Reader, photometry, photometry_columns
-from redshelf.indexing.embed import embed_all
+from redshelf.indexing.embed import embed_all, end_committed
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.runners import on_processes, on_ray
 from redshelf.models import checkpoint
@@ -112,7 +112,8 @@ def find_encoder(
     options: Pretrained = AS_THEY_ARE,
     device: str = "cpu",
 ) -> StoredEncoder:
-    """The encoder called `name`: from the folder `weights`, else the newest of that name on the shelf.
+    """The encoder called `name`: from the folder `weights`, else the one that a plan is open for, else the newest of
+    that name on the shelf.
 
     The folder holds an encoder that redshelf wrote, or a network as a model hub lays it out. `photometry` needs no
     training and is made here when the shelf has none.
@@ -122,7 +123,8 @@ def find_encoder(
             raise BadInput("options of a published network go with the folder of its weights: name it")
         if name == "photometry" and name not in layout.encoders():
             return checkpoint.load(_photometry_folder(layout))
-        found = checkpoint.load(layout.model(name, layout.newest(name)))
+        planned = [plan.revision for plan in partition.open_plans(layout, name).values()]
+        found = checkpoint.load(layout.model(name, planned[0] if planned else layout.newest(name)))
         if found.name != name:
             raise BadInput(f"{layout.model(name, found.revision)} holds encoder {found.name!r}: its folder was renamed")
         return found
@@ -163,6 +165,7 @@ def embed(
     """
     layout = Layout(root)
     layout.read_info()
+    end_committed(layout, encoder)
     for name, size in (("batch_size", batch_size), ("part_rows", part_rows)):
         if size is not None and size < 1:
             raise BadInput(f"{name}={size}: expected 1 or more")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,12 +77,20 @@ def _encoders(layout: Layout) -> list[EncoderStatus]:
     return found
 
 
-def _missing(encoders: list[EncoderStatus], n_sources: int, n_labels: int, generations: list[int]) -> list[str]:
+def _missing(
+    encoders: list[EncoderStatus], plans: list[Progress], n_sources: int, n_labels: int, generations: list[int]
+) -> list[str]:
     if not n_sources:
         return ["the sources: run `redshelf ingest SURVEY.toml`"]
     lines = []
+    planned = {(plan.encoder, plan.revision): plan for plan in plans}
     for e in encoders:
-        if e.embedded < n_sources:
+        plan = planned.get((e.name, e.revision))
+        if plan is not None and plan.done == plan.parts:
+            lines.append(f"the commit of the vectors of {e.name}: run `redshelf embed --encoder {e.name} --commit`")
+        elif plan is not None:
+            lines.append(f"{plan.rows - plan.rows_done} vectors of {e.name}, whose plan is open")
+        elif e.embedded < n_sources:
             lines.append(f"{n_sources - e.embedded} vectors of {e.name}: run `redshelf embed --encoder {e.name}`")
         elif e.recall is None:
             lines.append(f"the index of {e.name}: run `redshelf index --encoder {e.name}`")
@@ -97,40 +107,51 @@ def _missing(encoders: list[EncoderStatus], n_sources: int, n_labels: int, gener
     return lines
 
 
-def progress(layout: Layout) -> list[Progress]:
-    """Every open plan, from its receipts; a damaged receipt counts as none."""
-    found = []
-    for home, plan in partition.open_plans(layout).items():
-        receipts = []
-        for part in done_parts(home):
-            try:
-                receipts.append(read_receipt(home, part))
-            except (BadInput, OSError):
-                continue
-        rows_done = sum(receipt["rows"] for receipt in receipts)
-        rate = None
-        if receipts:
-            began = min(r["ended"] - r["write_seconds"] - r.get("encode_seconds", 0.0) for r in receipts)
-            rate = rows_done / max(max(r["ended"] for r in receipts) - began, 1e-9)
-        rows = plan.rows - plan.first_row
-        jobs = [
-            e[kind] for e in slurm.read_record(home).get("submitted", []) for kind in ("array", "commit") if e[kind]
-        ]
-        found.append(
-            Progress(
-                encoder=plan.encoder,
-                revision=plan.revision,
-                plan=plan.id,
-                parts=plan.parts,
-                done=len(receipts),
-                rows=rows,
-                rows_done=rows_done,
-                rate=rate,
-                seconds_left=None if rate is None else (rows - rows_done) / rate,
-                jobs=jobs,
-            )
-        )
-    return found
+def _working_seconds(receipts: list[dict[str, Any]]) -> float:
+    """Seconds in which at least one part was in hand: pauses between runs do not count."""
+    spans = sorted((r["ended"] - r["write_seconds"] - r.get("encode_seconds", 0.0), r["ended"]) for r in receipts)
+    total, until = 0.0, -math.inf
+    for began, ended in spans:
+        total += max(0.0, ended - max(began, until))
+        until = max(until, ended)
+    return total
+
+
+def _progress(layout: Layout, home: Path) -> Progress:
+    """An open plan, from its receipts; a damaged receipt counts as none."""
+    plan = partition.read(home)
+    where, receipts = partition.receipts(layout, plan), []
+    for part in done_parts(where):
+        with suppress(BadInput, OSError):
+            receipts.append(read_receipt(where, part))
+    rows, rows_done = plan.rows - plan.first_row, sum(receipt["rows"] for receipt in receipts)
+    rate = rows_done / max(_working_seconds(receipts), 1e-9) if receipts else None
+    submitted = slurm.read_record(home).get("submitted", [])
+    return Progress(
+        encoder=plan.encoder,
+        revision=plan.revision,
+        plan=plan.id,
+        parts=plan.parts,
+        done=len(receipts),
+        rows=rows,
+        rows_done=rows_done,
+        rate=rate,
+        seconds_left=None if rate is None else (rows - rows_done) / rate,
+        jobs=[entry[kind] for entry in submitted for kind in ("array", "commit") if entry[kind]],
+    )
+
+
+def progress(layout: Layout) -> tuple[list[Progress], list[str]]:
+    """Every open plan, and a line for each that cannot be read."""
+    found, damaged = [], []
+    for home in partition.homes(layout):
+        try:
+            found.append(_progress(layout, home))
+        except FileNotFoundError:
+            continue  # committed at this moment
+        except (BadInput, KeyError, TypeError) as error:
+            damaged.append(f"a plan that can be read in {home}: {error}")
+    return found, damaged
 
 
 def status(root: Path) -> Status:
@@ -139,6 +160,7 @@ def status(root: Path) -> Status:
     info = layout.read_info()
     counts = [store.count_rows(path) for path in (layout.sources, layout.labels, layout.cutouts)]
     encoders, published = _encoders(layout), generation.numbers(layout)
+    plans, damaged = progress(layout)
     return Status(
         survey=info.survey,
         bands=list(info.band_names),
@@ -148,6 +170,6 @@ def status(root: Path) -> Status:
         n_cutouts=counts[2],
         encoders=encoders,
         generations=published,
-        embedding=progress(layout),
-        missing=_missing(encoders, counts[0], counts[1], published),
+        embedding=plans,
+        missing=_missing(encoders, plans, counts[0], counts[1], published) + damaged,
     )

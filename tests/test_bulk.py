@@ -21,6 +21,7 @@ import small_survey
 from redshelf.api.cli import main
 from redshelf.indexing import embed as parts_of_plan
 from redshelf.indexing import partition, store
+from redshelf.indexing import parts as stored
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.parts import done_parts, read_receipt
 from redshelf.indexing.runners import on_processes
@@ -87,6 +88,10 @@ def planned(undisturbed: Path, tmp_path: Path) -> Planned:
     return Planned(root, layout, partition.folder(layout, "photometry", revision), revision, expected)
 
 
+def receipts(planned: Planned) -> Path:
+    return partition.receipts(planned.layout, partition.read(planned.home))
+
+
 def test_tasks_in_any_order_and_twice_give_what_one_run_gives(planned: Planned) -> None:
     for task in (2, 0, 1, 0):
         done = bulk.do(planned.root, encoder="photometry", task=task)
@@ -100,7 +105,7 @@ def test_tasks_in_any_order_and_twice_give_what_one_run_gives(planned: Planned) 
 
 def test_the_receipts_say_what_was_done(planned: Planned) -> None:
     bulk.do(planned.root, encoder="photometry", part=7)
-    receipt = read_receipt(planned.home, 7)
+    receipt = read_receipt(receipts(planned), 7)
     assert (receipt["first_row"], receipt["rows"], receipt["zero_vectors"]) == (56, 4, 0)
     assert receipt["plan"] == partition.read(planned.home).id
     assert len(receipt["files"]) == 1 and receipt["encode_seconds"] > 0
@@ -124,17 +129,17 @@ def test_a_commit_names_the_parts_that_are_missing(planned: Planned) -> None:
 
 
 def alter_receipt(planned: Planned) -> None:
-    path = planned.home / "part-000001.json"
+    path = receipts(planned) / "part-000001.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "first_row": 9}))
 
 
 def cut_receipt(planned: Planned) -> None:
-    path = planned.home / "part-000001.json"
+    path = receipts(planned) / "part-000001.json"
     path.write_bytes(path.read_bytes()[:-40])
 
 
 def _file(planned: Planned) -> Path:
-    (name,) = read_receipt(planned.home, 1)["files"]
+    (name,) = read_receipt(receipts(planned), 1)["files"]
     return planned.table / name
 
 
@@ -154,13 +159,9 @@ def remove(planned: Planned) -> None:
 
 
 def take_another_plans(planned: Planned) -> None:
-    other = replace(partition.read(planned.home), task_parts=5)
-    shutil.copytree(planned.home, planned.home.parent / "kept")
-    shutil.rmtree(planned.home)
-    partition.write(planned.layout, other)
-    shutil.copy(planned.home.parent / "kept" / "part-000001.json", planned.home)
-    for part in (0, *range(2, 8)):
-        bulk.do(planned.root, encoder="photometry", part=part)
+    path = receipts(planned) / "part-000001.json"
+    document = json.loads(path.read_text()) | {"plan": "0123456789abcdef"}
+    path.write_text(json.dumps({**document, "seal": stored._seal(document)}))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_what_was_damaged_is_named_is_not_committed_and_is_done_again(
     with pytest.raises(Conflict, match=f"1 of 8 parts are damaged and set aside, run them again: {says}"):
         bulk.commit(planned.root, encoder="photometry")
     assert store.count_rows(planned.table) == 0
-    assert done_parts(planned.home) == {0, *range(2, 8)}
+    assert done_parts(receipts(planned)) == {0, *range(2, 8)}
     planned.finish()
 
 
@@ -199,7 +200,7 @@ def test_other_weights_than_the_plans_are_refused(planned: Planned) -> None:
     weights.write_bytes(data)
     with pytest.raises(BadInput, match="were altered or damaged"):
         bulk.do(planned.root, encoder="photometry", part=0)
-    assert not done_parts(planned.home)
+    assert not done_parts(receipts(planned))
 
 
 def test_an_open_plan_is_gone_on_with_and_another_size_is_refused(planned: Planned) -> None:
@@ -226,7 +227,7 @@ def test_a_signal_ends_a_task_after_the_part_at_hand(planned: Planned) -> None:
         parts_of_plan.embed_parts(
             planned.layout, encoder, plan, range(8), stop=told, progress=lambda rows: told.append("SIGUSR1")
         )
-    assert done_parts(planned.home) == {0}
+    assert done_parts(receipts(planned)) == {0}
     planned.finish()
 
 
@@ -260,7 +261,7 @@ def test_sigusr1_to_a_task_finishes_the_part_and_leaves_with_85(planned: Planned
     child.send_signal(signal.SIGUSR1)
     _, said = child.communicate(timeout=60)
     assert child.returncode == 85 and "embedding stopped by SIGUSR1" in said
-    assert 0 < len(done_parts(planned.home)) < 3
+    assert 0 < len(done_parts(receipts(planned))) < 3
     planned.finish()
 
 
@@ -278,7 +279,7 @@ def test_a_task_that_is_killed_leaves_nothing_half_done(planned: Planned) -> Non
     child = start(30, "embed", "--encoder", "photometry", "--task", "0", "--shelf", str(planned.root))
     child.kill()
     child.communicate(timeout=60)
-    assert not done_parts(planned.home)
+    assert not done_parts(receipts(planned))
     planned.finish()
 
 
@@ -393,3 +394,89 @@ def test_a_full_disk_at_any_place_loses_nothing(planned: Planned, small_disk: Pa
     assert failed > 3
     assert embed(root, encoder="photometry") == (planned.revision, N)
     there.check()
+
+
+def test_what_follows_a_commit_is_done_again_where_a_kill_came_between(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError("killed")
+
+    for task in range(3):
+        bulk.do(planned.root, encoder="photometry", task=task)
+    for name in ("verify_rows", "tag", "_sweep"):
+        with monkeypatch.context() as patch:
+            patch.setattr(stored, name, fail)
+            with pytest.raises(OSError, match="killed"):
+                bulk.commit(planned.root, encoder="photometry")
+        assert planned.home.exists()
+    before = bulk.do(planned.root, encoder="photometry", task=0)
+    assert before == {"parts": 3, "done_before": 3, "rows": 24}, "what is committed is not computed again"
+    assert embed(planned.root, encoder="photometry") == (planned.revision, N)
+    planned.check()
+    plan = f"plan-{store.open_table(planned.table).tags.list().popitem()[0].removeprefix('plan-')}"
+    assert store.open_table(planned.table).tags.list()[plan]["version"] == 1
+
+
+def test_a_worker_stops_when_its_plan_is_committed_and_leaves_nothing(planned: Planned) -> None:
+    child = start(3, "embed", "--encoder", "photometry", "--task", "0", "--shelf", str(planned.root))
+    planned.finish()
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 1 and "was committed or removed" in said
+    planned.check()
+
+
+def test_another_revision_waits_for_the_open_plan_which_is_gone_on_with(planned: Planned) -> None:
+    from redshelf.models.photometry import Photometry
+
+    encoder = checkpoint.load(planned.layout.model("photometry", planned.revision))
+    assert isinstance(encoder, Photometry)
+    other = Photometry(replace(encoder.scaling, centre=tuple(c + 1 for c in encoder.scaling.centre)))
+    folder = checkpoint.save(other, planned.layout.models, provenance={})
+    newer = folder.name.rpartition(".")[2]
+    assert planned.layout.newest("photometry") == newer != planned.revision
+    with pytest.raises(
+        Conflict, match=f"a plan of photometry.{planned.revision} is open, and this is photometry.{newer}"
+    ):
+        partition.make(planned.layout, checkpoint.load(folder))
+    assert bulk.make_plan(planned.root, encoder="photometry") == partition.read(planned.home)
+    bulk.do(planned.root, encoder="photometry", task=2)
+    assert embed(planned.root, encoder="photometry") == (planned.revision, N)
+    planned.check()
+
+
+def test_a_plan_that_cannot_be_read_stops_no_other_and_is_told(planned: Planned) -> None:
+    other = planned.home.with_name("embed.other.0123")
+    other.mkdir()
+    (other / "plan.json").write_text("{")
+    bulk.do(planned.root, encoder="photometry", task=0)
+    found = status.status(planned.root)
+    assert [one.encoder for one in found.embedding] == ["photometry"]
+    assert any(str(other) in line and "damaged" in line for line in found.missing)
+    assert "36 vectors of photometry, whose plan is open" in found.missing
+    planned.finish()
+
+
+def test_a_pause_between_runs_does_not_count_for_the_rate(planned: Planned) -> None:
+    for part in (0, 1):
+        bulk.do(planned.root, encoder="photometry", part=part)
+    path = receipts(planned) / "part-000001.json"
+    document = json.loads(path.read_text())
+    document["ended"] += 3600
+    path.write_text(json.dumps({**document, "seal": stored._seal(document)}))
+    (found,) = status.status(planned.root).embedding
+    assert found.rate is not None and found.rate > 5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--part 0 --weights w", "--task 0 --runner ray", "--part 0 --part-rows 7", "--plan --device cpu",
+        "--plan --batch-size 3", "--slurm f", "--gpu a100", "--task-parts 3", "--runner ray --device cpu",
+        "--runner slurm --slurm f --batch-size 3", "--commit --part-rows 3", "--commit --runner ray", "--runner slurm",
+    ],
+)  # fmt: skip
+def test_an_option_that_would_be_ignored_is_refused(options: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["embed", "--encoder", "photometry", *options.split()])
+    assert "does not use --" in (said := capsys.readouterr().err) or "needs --slurm FILE" in said

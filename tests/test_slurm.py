@@ -18,7 +18,6 @@ import small_survey
 
 from redshelf.indexing import partition, slurm, store
 from redshelf.indexing.layout import Layout
-from redshelf.indexing.parts import done_parts
 from redshelf.models.errors import BadInput, Conflict
 from redshelf.service import bulk
 from redshelf.service.embedding import embed
@@ -217,7 +216,7 @@ class Job:
         return Layout(self.root)
 
     def done(self) -> int:
-        return len(done_parts(next(iter(self.root.glob("work/embed.photometry.*[0-9a-f]")), self.root)))
+        return sum(1 for _ in self.root.glob("work/embed.photometry.*/*/part-*.json"))
 
     def finished(self) -> bool:
         """Whether the table is there; hurries what waits to be requeued, and does what an operator would."""

@@ -28,7 +28,7 @@ fi
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 told=0
 # one process a GPU; they share out every batch
-srun $REDSHELF pretrain --shelf "$SHELF" $OPTIONS &
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" $REDSHELF pretrain --shelf "$SHELF" $OPTIONS &
 step=$!
 trap 'told=1; kill -USR1 "$step"' USR1
 while true; do

@@ -1,7 +1,7 @@
 #!/bin/bash
 #SBATCH --job-name={{ name }}
 #SBATCH --array={{ tasks }}{{ "%%%d" % at_once if at_once else "" }}
-#SBATCH --output={{ logs }}/%A_%a.out
+#SBATCH --output="{{ logs }}/%A_%a.out"
 #SBATCH --open-mode=append
 #SBATCH --requeue
 {% for line in directives %}
@@ -11,13 +11,13 @@
 #SBATCH --signal=B:USR1@{{ signal_seconds }}
 # One task of the plan. Some minutes before the time is up SLURM tells this shell; the step finishes its part and leaves
 # with 85, and the task goes back into the queue, where it goes on from the receipts.
-set -u
 {% for line in setup %}
 {{ line }}
 {% endfor %}
+set -u
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 told=0
-srun {{ command }} embed --shelf {{ shelf }} --encoder {{ encoder }} --task "$SLURM_ARRAY_TASK_ID"{{ options }} &
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" {{ command }} embed --shelf {{ shelf }} --encoder {{ encoder }} --task "$SLURM_ARRAY_TASK_ID"{{ options }} &
 step=$!
 trap 'told=1; kill -USR1 "$step"' USR1
 while true; do
