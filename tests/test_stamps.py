@@ -60,6 +60,7 @@ def write_mosaics(folder: Path) -> Path:
             for x, y in np.rint(xy[::3]).astype(int):
                 image[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] += 3
             image[tuple(np.rint(xy[1, ::-1]).astype(int))] = 50
+            image[tuple(np.rint(xy[5, ::-1]).astype(int))] = 20  # in r 73 uJy, of 145 that are saturated
             image[rng.uniform(size=SHAPE) < 0.02] = np.nan
             weight = np.where(rng.uniform(size=SHAPE) < 0.02, 0, rng.uniform(50, 150, SHAPE)).astype(np.float32)
             mask = (rng.uniform(size=SHAPE) < 0.02).astype(np.uint8)
