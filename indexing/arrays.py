@@ -23,7 +23,7 @@ from redshelf.models.errors import BadInput, nearest
 Values = npt.NDArray[Any]
 Name = str | int | None
 
-FORMATS = {"npz": (".npz",), "hdf5": (".h5", ".hdf5", ".hdf"), "fits": (".fits", ".fit", ".fits.gz", ".fits.fz")}
+FORMATS = {"npz": (".npz",), "hdf5": (".h5", ".hdf5", ".hdf"), "fits": (".fits", ".fit", ".fits.fz")}
 DEFAULT_NAME = "images"
 RATIO = 100  # an array that takes less than a hundredth of its size on disk is no image with noise
 FREE_BYTES = 2**24  # not worth a look at their ratio
@@ -235,6 +235,8 @@ def open_file(path: Path, format: str | None = None) -> Iterator[ArrayFile]:
     """A file of arrays, by its format or its ending; `BadInput` naming it for whatever is wrong in it."""
     if not path.is_file():
         raise BadInput(f"{path} does not exist")
+    if path.suffix == ".gz":
+        raise BadInput(f"{path} is gzip-compressed, and would be unpacked anew for each piece: gunzip or fpack it")
     opened = {"npz": _npz, "hdf5": _hdf5, "fits": _fits}[format or format_of(path)]
     with opened(path) as file:
         yield file

@@ -76,7 +76,8 @@ def sampled_sha256(path: Path) -> str:
 
 def fingerprint(survey: Survey, tiles: TilePaths) -> str:
     """sha256 over the catalogue's bytes, the survey file without its labels, and the name, size and `sampled_sha256` of
-    every image, weight and mask: 1 MiB of each is read, so a change of a few pixels in a large one may pass unseen."""
+    every image, weight, mask and archive of stamps: 1 MiB of each is read, so a change of a few pixels in a large one
+    may pass unseen (not in an npz, whose end holds the checksums of its arrays)."""
     document = survey.model_dump(mode="json", exclude={"labels"} | (set() if survey.stamps else {"stamps"}))
     facts = cache(lambda file: [file.name, file.stat().st_size, sampled_sha256(file)])  # tiles may share a mask
     images = [[*what, *facts(file)] for what, file in imaging.inputs(survey, tiles)]
@@ -258,8 +259,8 @@ def ingest(survey_file: Path, shelf: Path, *, part_rows: int = 4096, progress: b
     """Make the shelf of a survey file, or finish one that was interrupted.
 
     Raises `BadInput` for whatever is wrong in the survey file and what it names, and `Conflict` for a shelf that was
-    made from something else or that another process is writing. Memory is bounded by the catalogue, one tile's mosaics
-    (`cutouts.HELD_BYTES` of them, in strips) and some batches of cutouts.
+    made from something else or that another process is writing. Memory is bounded by the catalogue, one tile's mosaics or
+    stamps (`cutouts.HELD_BYTES` of them, in strips) and some batches of cutouts.
     """
     started = time.perf_counter()
     if shelf.exists() and not shelf.is_dir():

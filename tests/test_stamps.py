@@ -1,5 +1,6 @@
 """Stamp archives: the shelf of a survey's mosaics again, from stamps cut of them, and everything wrong in one."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -545,8 +546,36 @@ def test_datasets_that_lie_in_other_files_are_refused(mosaics: Path, cut: dict[s
         ingest(survey, tmp_path / "s")
 
 
+def test_a_gzip_compressed_archive_is_refused(mosaics: Path, cut: dict[str, Arrays], tmp_path: Path) -> None:
+    write_archive(tmp_path / "t0.fits", cut["t0"])
+    (tmp_path / "t0.fits.gz").write_bytes(gzip.compress((tmp_path / "t0.fits").read_bytes()))
+    for format in (None, "fits"):
+        with pytest.raises(BadInput, match=r"t0\.fits\.gz is gzip-compressed.*gunzip or fpack it"):
+            ingest(write_survey(tmp_path, mosaics, path="*.gz", format=format), tmp_path / "s")
+
+
+def test_integer_ids_of_another_width_are_matched(mosaics: Path, tmp_path: Path) -> None:
+    """Stamps of int16 pixels with int32 ids, of a catalogue whose ids are 64-bit integers."""
+    table = Table.read(mosaics.parent / "catalogue.fits")
+    table["id"] = np.arange(SOURCES) + 7
+    table.write(tmp_path / "catalogue.fits")
+    path = write_survey(tmp_path, mosaics, path="t0.fits", weight=None, mask=None)
+    document = tomllib.loads(path.read_text())
+    document["catalogue"]["path"] = "catalogue.fits"
+    path.write_text(tomli_w.dumps(document))
+    images = np.random.default_rng(6).integers(-300, 300, (SOURCES, 3, 16, 16)).astype(np.int16)
+    ids = np.random.default_rng(7).permutation(SOURCES).astype(np.int32) + 7
+    write_archive(tmp_path / "t0.fits", {"image": images, "ids": ids})
+    assert ingest(path, tmp_path / "s").stamps_of_no_source == 0
+    rows, bands = columns_of(Layout(tmp_path / "s").sources), Layout(tmp_path / "s").read_info().bands
+    at = np.argsort(ids.astype(str))[np.argsort(np.argsort(rows["source_id"].astype(str)))]
+    pixels = store.list_values(store.open_table(Layout(tmp_path / "s").cutouts).to_table()["pixels"])
+    expected = images[at][:, 0].astype(np.float32) / np.float32(bands[0].noise_ujy)
+    np.testing.assert_allclose(pixels.reshape(-1, 3, 16, 16)[:, 0], expected, rtol=1e-3)
+
+
 def test_a_pattern_names_tiles_as_mosaics_do_and_named_tiles_are_taken_alone(mosaics: Path, tmp_path: Path) -> None:
-    for name in ("a.npz", "a.fits.gz", "b[1]/cut_c.npz", "b[1]/cut_d.npz", "b.v2.npz"):
+    for name in ("a.npz", "a.fits.fz", "b[1]/cut_c.npz", "b[1]/cut_d.npz", "b.v2.npz"):
         (tmp_path / "x[0]" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "x[0]" / name).touch()
 
@@ -554,7 +583,7 @@ def test_a_pattern_names_tiles_as_mosaics_do_and_named_tiles_are_taken_alone(mos
         survey = surveys.load(write_survey(tmp_path / "x[0]", mosaics, path=path))
         return list(archives.find(survey.model_copy(update={"tiles": surveys.Tiles(**tiles)})))
 
-    assert found("*.npz") == ["a", "b.v2"] and found("{tile}.fits.gz") == ["a"]
+    assert found("*.npz") == ["a", "b.v2"] and found("{tile}.fits.fz") == ["a"]
     assert found("b[[]1]/*.npz") == ["cut_c", "cut_d"] and found("b[[]1]/cut_*.npz", names=["cut_d"]) == ["cut_d"]
     with pytest.raises(BadInput, match="are both called 'a'"):
         found("a.*")
