@@ -259,8 +259,8 @@ def ingest(survey_file: Path, shelf: Path, *, part_rows: int = 4096, progress: b
     """Make the shelf of a survey file, or finish one that was interrupted.
 
     Raises `BadInput` for whatever is wrong in the survey file and what it names, and `Conflict` for a shelf that was
-    made from something else or that another process is writing. Memory is bounded by the catalogue, one tile's mosaics or
-    stamps (`cutouts.HELD_BYTES` of them, in strips) and some batches of cutouts.
+    made from something else or that another process is writing. Memory is bounded by the catalogue, one tile's mosaics
+    or stamps (`cutouts.HELD_BYTES` of them, in strips) and some batches of cutouts.
     """
     started = time.perf_counter()
     if shelf.exists() and not shelf.is_dir():
