@@ -45,6 +45,7 @@ class Catalogue:
     size_arcsec: npt.NDArray[np.float32]  # (N,) likewise
     z_reference: npt.NDArray[np.float32]  # (N,) likewise
     z_references: npt.NDArray[np.float32]  # (N, R) likewise, in the order of the survey file's z_references
+    file_row: npt.NDArray[np.int64]  # (N,) 0-based row in the file, those that were cut counted
 
     def __len__(self) -> int:
         return len(self.source_id)
@@ -311,5 +312,6 @@ def read(survey: Survey) -> tuple[Catalogue, dict[str, int]]:
         size_arcsec=optional(section.size_arcsec),
         z_reference=redshifts[:, 0],
         z_references=redshifts[:, 1:],
+        file_row=np.flatnonzero(keep),
     )
     return catalogue, removed

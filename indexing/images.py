@@ -6,8 +6,9 @@ Only whole-file gzip has to be unpacked from its beginning to reach a row.
 from __future__ import annotations
 
 import warnings
+import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,24 @@ import numpy.typing as npt
 
 from redshelf.models.errors import BadInput
 
+DAMAGE = (OSError, EOFError, TypeError, ValueError, KeyError, zlib.error, zipfile.BadZipFile)
+
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """What damaged FITS and compressed files raise becomes `BadInput` with the name of the file."""
+def naming(path: Path, what: str = "a FITS image") -> Iterator[None]:
+    """What damaged FITS, npz, HDF5 and compressed files raise becomes `BadInput` with the name of the file."""
     try:
         yield
     except BadInput:
         raise
-    except (OSError, EOFError, TypeError, ValueError, KeyError, zlib.error) as error:
-        raise BadInput(f"{path} cannot be read as a FITS image: {error}") from error
+    except DAMAGE as error:
+        raise BadInput(f"{path} cannot be read as {what}: {error}") from error
 
 
 @contextmanager
-def open_image(path: Path, hdu: int | None) -> Iterator[tuple[Any, int, Any]]:
-    """(HDU, its number, all HDUs) of a FITS image; `BadInput` naming a file that is damaged, truncated or no image."""
+def open_image(path: Path, hdu: int | str | None, dimensions: Sequence[int] = (2,)) -> Iterator[tuple[Any, int, Any]]:
+    """(HDU, its number, all HDUs) of a FITS image of so many dimensions; `hdu` is its number or name, None for the
+    first. `BadInput` naming a file that is damaged, truncated or no such image."""
     from astropy.io import fits
     from astropy.utils.exceptions import AstropyWarning
 
@@ -39,11 +43,14 @@ def open_image(path: Path, hdu: int | None) -> Iterator[tuple[Any, int, Any]]:
         raise BadInput(f"image {path} does not exist")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)  # what matters of it is checked below
-        with _naming(path), fits.open(path, memmap=False) as units:
+        with naming(path), fits.open(path, memmap=False) as units:
             images = (n for n, u in enumerate(units) if u.is_image and u.shape)  # HDUs behind the first are not read
-            number = next(images, None) if hdu is None else hdu
-            if number is None or (hdu is not None and hdu >= len(units)) or len(units[number].shape) != 2:
-                raise BadInput(f"{path}: {'no HDU' if hdu is None else f'HDU {hdu}'} holds an image of two dimensions")
+            number = next(images, None) if hdu is None else units.index_of(hdu)
+            if number is None or number >= len(units) or len(units[number].shape) not in dimensions:
+                wanted = " or ".join("two" if n == 2 else str(n) for n in dimensions)
+                raise BadInput(
+                    f"{path}: {'no HDU' if hdu is None else f'HDU {hdu}'} holds an image of {wanted} dimensions"
+                )
             unit = units[number]
             place = unit.fileinfo()
             ends = place["datLoc"] + min(unit.size, place["datSpan"])
@@ -58,7 +65,7 @@ def rows_of(path: Path, hdu: int | None, span: tuple[int, int]) -> Iterator[Call
     from astropy.io import fits
 
     def read(first: int, past: int) -> npt.NDArray[Any]:
-        with _naming(path):  # other files are open too, and none of them is to be blamed
+        with naming(path):  # other files are open too, and none of them is to be blamed
             return np.asarray(unit.section[first:past, :])
 
     with open_image(path, hdu) as (unit, _, _):

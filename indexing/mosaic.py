@@ -89,7 +89,7 @@ def companions(survey: Survey, band: BandSection, tile: str) -> dict[str, Path]:
     return {what: _path(survey, band, pattern, tile) for what, pattern in patterns.items() if pattern is not None}
 
 
-def _expression(pieces: list[str]) -> re.Pattern[str]:
+def matcher(pieces: list[str]) -> re.Pattern[str]:
     first, *rest = [re.escape(piece) for piece in pieces]
     return re.compile(first + "".join(("([^/]+)" if n == 0 else r"\1") + piece for n, piece in enumerate(rest)))
 
@@ -102,10 +102,10 @@ def find_tiles(survey: Survey) -> dict[str, dict[str, Path]]:
     found: dict[str, dict[str, Path]] = {}
     with_image = [band for band in survey.bands if band.image is not None]
     # "{tile}.fits" also finds the weights "{tile}.weight.fits": what is a weight or a mask of some band is no image
-    others = [_expression(_pieces(survey, b, p)) for b in with_image for p in (b.weight, b.mask) if p and p != b.image]
+    others = [matcher(_pieces(survey, b, p)) for b in with_image for p in (b.weight, b.mask) if p and p != b.image]
     for band in with_image:
         pieces = _pieces(survey, band, band.image or "")
-        expression = _expression(pieces)
+        expression = matcher(pieces)
         count = 0
         for name in sorted(glob("*".join(escape(piece) for piece in pieces))):  # noqa: PTH207 (an absolute pattern)
             match = expression.fullmatch(name)
@@ -253,7 +253,7 @@ def assign(tiles: Sequence[Tile], ra_deg: Floats, dec_deg: Floats) -> npt.NDArra
     return chosen
 
 
-def _sky_rms(pixels: Images) -> float:
+def sky_rms(pixels: Images) -> float:
     """1.4826 times the median absolute deviation; where that is 0, as half of the pixels hold one value (a filling, a
     count), the standard deviation of the other pixels, clipped at 3 sigma. 0 if that is 0 too."""
     from astropy.stats import sigma_clipped_stats
@@ -290,6 +290,6 @@ def pixel_noise(mosaics: Sequence[Mosaic]) -> float:
         pixels = np.concatenate(weights or images)
         if not len(pixels):
             continue
-        found.append(float(1 / np.sqrt(np.median(pixels))) if weights else _sky_rms(pixels))
+        found.append(float(1 / np.sqrt(np.median(pixels))) if weights else sky_rms(pixels))
     positive = [rms for rms in found if rms > 0]
     return float(np.median(positive)) if positive else 0.0 if found else float("nan")

@@ -20,6 +20,7 @@ Columns = str | list[str]  # several: the first valid value wins
 LabelKind = Literal["spec", "grism", "photoz_many_band"]
 ObjectClass = Literal["galaxy", "star", "agn", "unknown"]
 TableFormat = Literal["fits", "votable", "ecsv", "csv", "parquet", "hats"]
+Unit = Literal["uJy", "nJy", "Jy", "erg/s/cm2/Hz"]
 BandName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,24}$")]  # a part of column names
 
 
@@ -98,7 +99,7 @@ class BandSection(Section):
     wavelength_nm: float = Field(gt=10, lt=1e6)
     flux: Columns | None = None
     flux_error: Columns | None = None
-    unit: Literal["uJy", "nJy", "Jy", "erg/s/cm2/Hz"] | None = None
+    unit: Unit | None = None
     zero_point: float | None = None  # AB magnitude of flux 1, instead of `unit`; for images too
     magnitude: Columns | None = None  # AB
     magnitude_error: Columns | None = None
@@ -123,8 +124,6 @@ class BandSection(Section):
     def _one_photometry(self) -> BandSection:
         if self.flux is not None and self.magnitude is not None:
             raise ValueError(f"band {self.name}: give flux or magnitude, not both")
-        if self.flux is None and self.magnitude is None and self.image is None:
-            raise ValueError(f"band {self.name}: has neither flux, magnitude nor image")
         if self.flux is not None and (self.unit is None) == (self.zero_point is None):
             raise ValueError(f"band {self.name}: a flux needs exactly one of unit and zero_point")
         if (self.flux_error is not None and self.flux is None) or (
@@ -151,6 +150,36 @@ class BandSection(Section):
 
 class Tiles(Section):
     names: list[str] | None = None  # None: every tile that the image pattern of any band finds
+
+
+class Stamps(Section):
+    """Cutouts that were cut already, instead of the bands' images: one array a file, its first axis the sources.
+
+    The central pixel n // 2 of a stamp is that of the cutout; a larger stamp is cropped, a smaller one padded as bad.
+    `image_zero_point` and `saturation` of the bands hold for stamps too.
+    """
+
+    path: str  # one file, a glob, or a pattern with {tile}; a file's tile is its {tile} or its name without the ending
+    format: Literal["npz", "hdf5", "fits"] | None = None  # None: by the file's ending
+    array: str | int | None = None  # key of the npz, dataset of the HDF5 ("images"), HDU of the FITS (the first image)
+    ids: str | None = None  # key, dataset or column of the FITS table; None: stamps in the catalogue's order of rows
+    axes: Literal["nhwc", "nchw", "nhw"] = "nhwc"  # as numpy gives them, the last of them NAXIS1 of a FITS; nhw: a band
+    bands: list[BandName] = Field(min_length=1)  # the order of the axis c; other bands of the survey are not observed
+    unit: Unit | None = None
+    zero_point: float | None = None  # AB magnitude of 1, instead of `unit`; default the band's `zero_point`, else 23.9
+    weight: str | int | None = None  # array of the stamps' shape; inverse variance in their unit, 0 = bad
+    mask: str | int | None = None  # array of the stamps' shape, or without c for all bands; non-zero = bad
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Stamps:
+        twice = sorted({n for n in self.bands if self.bands.count(n) > 1})
+        if twice:
+            raise ValueError(f"stamps.bands: {twice[0]!r} stands twice")
+        if self.unit is not None and self.zero_point is not None:
+            raise ValueError("stamps: give unit or zero_point, not both")
+        if self.axes == "nhw" and len(self.bands) != 1:
+            raise ValueError(f"stamps: axes = 'nhw' holds one band, not {len(self.bands)}")
+        return self
 
 
 class Labels(Section):
@@ -195,6 +224,7 @@ class Survey(Section):
     catalogue: Catalogue
     bands: list[BandSection] = Field(min_length=1, max_length=64)
     tiles: Tiles = Tiles()
+    stamps: Stamps | None = None
     labels: list[Labels] = []
     folder: Path = Field(default=Path(), exclude=True)
 
@@ -205,8 +235,17 @@ class Survey(Section):
         if twice:
             raise ValueError(f"bands: {twice[0]!r} stands twice")
         if self.has_images and self.survey.pixel_scale_arcsec is None:
-            raise ValueError("survey.pixel_scale_arcsec is compulsory where a band has an image")
+            raise ValueError("survey.pixel_scale_arcsec is compulsory where a band has an image, or with stamps")
+        stamped = [] if self.stamps is None else self.stamps.bands
+        foreign = next((n for n in stamped if n not in names), None)
+        if foreign is not None:
+            raise ValueError(f"stamps.bands: {foreign!r} is no band of the survey; {nearest(foreign, names)}")
         for band in self.bands:
+            if band.flux is None and band.magnitude is None and band.image is None and band.name not in stamped:
+                raise ValueError(f"band {band.name}: has neither flux, magnitude nor image, nor stamps")
+            for key in ("image", "image_hdu", "weight", "mask") if self.stamps is not None else ():
+                if getattr(band, key) is not None:
+                    raise ValueError(f"band {band.name}: {key!r} and [stamps] exclude one another")
             if band.photometry_columns and band.extinction and not band.dereddened and self.catalogue.ebv is None:
                 raise ValueError(
                     f"band {band.name}: extinction={band.extinction} needs the column catalogue.ebv; "
@@ -216,7 +255,7 @@ class Survey(Section):
 
     @property
     def has_images(self) -> bool:
-        return any(band.image is not None for band in self.bands)
+        return self.stamps is not None or any(band.image is not None for band in self.bands)
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -238,6 +277,7 @@ _MODELS: dict[str, type[Section]] = {
     "catalogue": Catalogue,
     "bands": BandSection,
     "tiles": Tiles,
+    "stamps": Stamps,
     "labels": Labels,
     "cuts": Cut,
     "class_ranges": ClassRange,

@@ -1,8 +1,8 @@
-"""`redshelf ingest`: a survey file's catalogue, mosaics and labels become a shelf.
+"""`redshelf ingest`: a survey file's catalogue, mosaics or stamps, and labels become a shelf.
 
 Everything is read and checked before shelf.toml is written; cutouts follow tile by tile, in parts of which a killed
 run repeats at most one; then sources, then labels. Run again on a finished shelf, it rewrites the labels only. A shelf
-whose catalogue, images, weights, masks or survey file have changed since (`fingerprint`) is left alone.
+whose catalogue, images, stamps, weights, masks or survey file have changed since (`fingerprint`) is left alone.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from redshelf.indexing import catalogue as catalogues
-from redshelf.indexing import cutouts, labels, mosaic, store, tiling
+from redshelf.indexing import cutouts, imaging, labels, store, tiling
 from redshelf.indexing import survey as surveys
 from redshelf.indexing.catalogue import Catalogue
 from redshelf.indexing.files import alone, manifest, sha256
+from redshelf.indexing.imaging import ImagesOf, Ints, TilePaths
 from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.indexing.memory import keep_freed_memory
-from redshelf.indexing.mosaic import Tile
 from redshelf.indexing.parts import commit_parts, done_parts, write_part
 from redshelf.indexing.survey import Survey
 from redshelf.indexing.vectors import ahead
@@ -40,11 +40,7 @@ from redshelf.models.errors import BadInput, Conflict
 SOURCES_PER_BATCH = 65_536
 BATCHES_AHEAD = 8  # of cutouts, made while others are written
 TORCH_PIXELS = 10**9  # beyond, torch saves more time than importing it takes
-NOISE_TILES = 8  # mosaics of a band whose noise is measured, spread over the survey
 SAMPLE_BLOCKS, SAMPLE_BLOCK_BYTES = 16, 65_536  # of an image, for the fingerprint: 1 MiB of however many GB
-
-Ints = npt.NDArray[np.int64]
-TilePaths = dict[str, dict[str, Path]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,8 @@ class IngestReport:
     states: dict[str, dict[str, int]]  # band -> state of the catalogue photometry -> sources
     tiles: int
     empty_tiles: tuple[str, ...]  # found, and no source lies on them
-    sources_on_no_tile: int
+    sources_on_no_tile: int  # or without a stamp
+    stamps_of_no_source: int | None  # None without stamps, or if their ids were not read
     labels: tuple[labels.SectionCounts, ...]
     disagreements: tuple[str, ...]  # ids of sources whose labels contradict each other
     labels_only: bool  # the shelf was finished already
@@ -79,17 +76,11 @@ def sampled_sha256(path: Path) -> str:
 
 def fingerprint(survey: Survey, tiles: TilePaths) -> str:
     """sha256 over the catalogue's bytes, the survey file without its labels, and the name, size and `sampled_sha256` of
-    every image, weight and mask: 1 MiB of each is read, so a change of a few pixels in a large one may pass unseen."""
-    document = survey.model_dump(mode="json", exclude={"labels"})
+    every image, weight, mask and archive of stamps: 1 MiB of each is read, so a change of a few pixels in a large one
+    may pass unseen (not in an npz, whose end holds the checksums of its arrays)."""
+    document = survey.model_dump(mode="json", exclude={"labels"} | (set() if survey.stamps else {"stamps"}))
     facts = cache(lambda file: [file.name, file.stat().st_size, sampled_sha256(file)])  # tiles may share a mask
-    images = []
-    for tile, bands in tiles.items():
-        for band in survey.bands:
-            if band.name in bands:
-                for what, file in {"image": bands[band.name], **mosaic.companions(survey, band, tile)}.items():
-                    if not file.is_file():
-                        raise BadInput(f"band {band.name}, tile {tile}: the {what} {file} does not exist")
-                    images.append([tile, band.name, what, *facts(file)])
+    images = [[*what, *facts(file)] for what, file in imaging.inputs(survey, tiles)]
     path = survey.resolve(survey.catalogue.path)
     if not path.exists():
         raise BadInput(f"catalogue {path} does not exist")
@@ -98,21 +89,12 @@ def fingerprint(survey: Survey, tiles: TilePaths) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def describe(survey: Survey, catalogue: Catalogue, tiles: Sequence[Tile], *, fingerprint: str) -> ShelfInfo:
-    """shelf.toml of a survey: the noise of each band is measured on its mosaics, its depth on the catalogue's errors
-    (median 3 sigma), else on the noise in an aperture of 2 arcsec; NaN where there is neither. `BadInput` naming a band
-    whose images have no noise."""
+def describe(survey: Survey, catalogue: Catalogue, noise_ujy: Sequence[float], *, fingerprint: str) -> ShelfInfo:
+    """shelf.toml of a survey: the depth of each band is measured on the catalogue's errors (median 3 sigma), else on
+    the noise of its images in an aperture of 2 arcsec; NaN where there is neither."""
     scale = survey.survey.pixel_scale_arcsec or float("nan")
     bands = []
-    for b, section in enumerate(survey.bands):
-        present = [m for tile in tiles if (m := tile.mosaics[b]) is not None]
-        chosen = present[:: max(1, -(-len(present) // NOISE_TILES))]
-        noise = mosaic.pixel_noise(chosen) if chosen else float("nan")
-        if noise == 0:
-            raise BadInput(
-                f"band {section.name}: its {len(chosen)} sampled images, the first {chosen[0].path}, hold hardly more "
-                "than one value, so that their noise is 0: expected images with noise, or a weight"
-            )
+    for b, (section, noise) in enumerate(zip(survey.bands, noise_ujy, strict=True)):
         errors = catalogue.flux_error_ujy[np.isin(catalogue.state[:, b], (State.NOT_DETECTED, State.MEASURED)), b]
         error = float(np.median(errors)) if len(errors) else noise * np.sqrt(np.pi) / scale
         bands.append(
@@ -134,15 +116,13 @@ def describe(survey: Survey, catalogue: Catalogue, tiles: Sequence[Tile], *, fin
     )
 
 
-def _batches(
-    info: ShelfInfo, catalogue: Catalogue, tiles: list[Tile], parts: Sequence[tiling.Part]
-) -> Iterator[pa.RecordBatch]:
+def _batches(info: ShelfInfo, parts: Sequence[tiling.Part], images_of: ImagesOf) -> Iterator[pa.RecordBatch]:
     """The cutouts of some parts; the pixels of a strip are read once for all of its parts, and are then let go."""
-    for (tile, _), together in groupby(parts, key=lambda part: (part.tile, part.strip)):
-        chosen = list(together)
-        low, high = chosen[0].first_row, chosen[-1].first_row + chosen[-1].rows
-        ra, dec = catalogue.ra_deg[low:high], catalogue.dec_deg[low:high]
-        images = cutouts.band_images(info, tiles[tile] if tile >= 0 else None, ra, dec)
+    strips = [list(some) for _, some in groupby(parts, key=lambda part: (part.tile, part.strip))]
+    spans = [(some[0].tile, slice(some[0].first_row, some[-1].first_row + some[-1].rows)) for some in strips]
+    found = images_of(info, spans)
+    for chosen in strips:
+        images, low = next(found), chosen[0].first_row
         for part in chosen:
             rows = slice(part.first_row - low, part.first_row - low + part.rows)
             yield from cutouts.batches(images, rows, cutout_px=info.cutout_px, first_row=part.first_row)
@@ -161,10 +141,10 @@ def _first(batches: Iterator[pa.RecordBatch | None], rows: int) -> Iterator[pa.R
 def _write_cutouts(
     layout: Layout,
     info: ShelfInfo,
-    catalogue: Catalogue,
-    tiles: list[Tile],
     parts: list[tiling.Part],
+    images_of: ImagesOf,
     *,
+    pixels: int,
     part_rows: int,
     progress: bool,
 ) -> None:
@@ -174,14 +154,14 @@ def _write_cutouts(
     receipts = layout.work("ingest") / f"cutouts-{part_rows}"  # parts of another size are other parts
     done, plan = done_parts(receipts), f"ingest-{info.fingerprint}"
     todo = [part for part in parts if part.number not in done]
-    before = len(catalogue) - sum(part.rows for part in todo)
-    pixels = sum(m.shape[0] * m.shape[1] for tile in tiles for m in tile.mosaics if m is not None)
+    total = sum(part.rows for part in parts)
+    before = total - sum(part.rows for part in todo)
     if pixels > TORCH_PIXELS:
         import torch  # noqa: F401 (in_noise_units then converts with it)
     keep_freed_memory()
-    cutting = _batches(info, catalogue, tiles, todo)
+    cutting = _batches(info, todo, images_of)
     with (
-        tqdm(total=len(catalogue), initial=before, unit="sources", desc="cutouts", disable=not progress) as bar,
+        tqdm(total=total, initial=before, unit="sources", desc="cutouts", disable=not progress) as bar,
         closing(ahead((partial(next, cutting, None) for _ in count()), depth=BATCHES_AHEAD)) as found,
     ):
         for part in todo:
@@ -223,12 +203,12 @@ def _write_sources(
     layout: Layout,
     info: ShelfInfo,
     catalogue: Catalogue,
-    tiles: list[Tile],
+    tiles: Sequence[str],
     tile_of: Ints,
     *,
     references: Sequence[str],
 ) -> None:
-    names = np.array([*(tile.name for tile in tiles), ""])[tile_of]  # -1 takes the last, no name
+    names = np.array([*tiles, ""])[tile_of]  # -1 takes the last, no name
     schema = store.sources_schema(info.band_names, references)
     receipts, plan = layout.work("ingest") / "sources", f"ingest-{info.fingerprint}"
     batches = _source_batches(info, catalogue, names, schema)
@@ -238,23 +218,25 @@ def _write_sources(
 
 def _fill(
     layout: Layout, survey: Survey, paths: TilePaths, *, mark: str, part_rows: int, progress: bool
-) -> dict[str, int]:
-    """Write shelf.toml, cutouts and sources, as far as an earlier run has not; what each cut removed."""
+) -> tuple[dict[str, int], int | None]:
+    """Write shelf.toml, cutouts and sources, as far as an earlier run has not; what each cut removed, and the stamps of
+    no source."""
     catalogue, cuts = catalogues.read(survey)
-    tiles = [mosaic.open_tile(survey, name, bands) for name, bands in paths.items()]
-    catalogue, tiles, tile_of, strip_of = tiling.order(catalogue, tiles, path=survey.resolve(survey.catalogue.path))
+    imaged = imaging.imaged(survey, catalogue, paths, file_rows=len(catalogue) + sum(cuts.values()))
+    catalogue = imaged.catalogue
     if layout.info_file.is_file():
         info = layout.read_info()
     else:
-        info = describe(survey, catalogue, tiles, fingerprint=mark)
+        info = describe(survey, catalogue, imaged.noise_ujy(), fingerprint=mark)
         layout.write_info(info)
     if info.has_images and store.count_rows(layout.cutouts) < len(catalogue):
-        parts = tiling.plan(tile_of, strip_of, part_rows)
-        _write_cutouts(layout, info, catalogue, tiles, parts, part_rows=part_rows, progress=progress)
+        parts = tiling.plan(imaged.tile_of, imaged.strip_of, part_rows)
+        told: dict[str, Any] = {"pixels": imaged.pixels, "part_rows": part_rows, "progress": progress}
+        _write_cutouts(layout, info, parts, imaged.images_of, **told)
     references = list(survey.catalogue.z_references)
-    _write_sources(layout, info, catalogue, tiles, tile_of, references=references)
+    _write_sources(layout, info, catalogue, imaged.tiles, imaged.tile_of, references=references)
     shutil.rmtree(layout.work("ingest"), ignore_errors=True)
-    return cuts
+    return cuts, imaged.stamps_of_no_source
 
 
 def _write_labels(layout: Layout, survey: Survey) -> tuple[labels.MergedLabels, pa.Table]:
@@ -278,13 +260,13 @@ def ingest(survey_file: Path, shelf: Path, *, part_rows: int = 4096, progress: b
 
     Raises `BadInput` for whatever is wrong in the survey file and what it names, and `Conflict` for a shelf that was
     made from something else or that another process is writing. Memory is bounded by the catalogue, one tile's mosaics
-    (`cutouts.HELD_BYTES` of them, in strips) and some batches of cutouts.
+    or stamps (`cutouts.HELD_BYTES` of them, in strips) and some batches of cutouts.
     """
     started = time.perf_counter()
     if shelf.exists() and not shelf.is_dir():
         raise BadInput(f"{shelf} is a file: expected the folder of a shelf, or none yet")
     survey = surveys.load(survey_file)
-    paths = mosaic.find_tiles(survey)
+    paths = imaging.find(survey)
     mark = fingerprint(survey, paths)
     layout = Layout(shelf)
     if layout.info_file.is_file() and layout.read_info().fingerprint != mark:
@@ -295,8 +277,9 @@ def ingest(survey_file: Path, shelf: Path, *, part_rows: int = 4096, progress: b
     with alone(layout.work("ingest.lock"), f"another process is writing to {layout.root}: wait until it has ended"):
         finished = layout.info_file.is_file() and store.count_rows(layout.sources) > 0
         cuts: dict[str, int] = {}
+        unknown: int | None = None
         if not finished:
-            cuts = _fill(layout, survey, paths, mark=mark, part_rows=part_rows, progress=progress)
+            cuts, unknown = _fill(layout, survey, paths, mark=mark, part_rows=part_rows, progress=progress)
         merged, sources = _write_labels(layout, survey)
     occupied = set(sources["tile"].unique().to_pylist())
     source_id = sources["source_id"].to_numpy()
@@ -313,6 +296,7 @@ def ingest(survey_file: Path, shelf: Path, *, part_rows: int = 4096, progress: b
         tiles=len(paths),
         empty_tiles=tuple(name for name in paths if name not in occupied),
         sources_on_no_tile=int((sources["flags"].to_numpy() & store.FLAG_NO_TILE != 0).sum()),
+        stamps_of_no_source=unknown,
         labels=merged.sections,
         disagreements=tuple(source_id[merged.disagreeing_rows].tolist()),
         labels_only=finished,
