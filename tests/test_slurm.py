@@ -232,7 +232,7 @@ class Job:
                 subprocess.run(["scontrol", "update", f"NodeName={node}", "State=RESUME"], check=False)
         return store.count_rows(self.layout.embeddings("photometry", self.layout.newest("photometry"))) == N
 
-    def wait(self, until: Callable[[], bool], seconds: float = 150) -> None:
+    def wait(self, until: Callable[[], bool], seconds: float = 400) -> None:
         deadline = time.monotonic() + seconds
         while not until():
             logs = "\n".join(path.read_text() for path in self.root.glob("work/logs/*/*"))
@@ -274,6 +274,7 @@ def submitted(job: Job) -> list[dict[str, str]]:
 
 @pytest.mark.slurm
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_an_array_job_embeds_everything_and_a_second_submission_waits(job: Job) -> None:
     with pytest.raises(Conflict, match=f"already in the queue as job {job.array}"):
         bulk.submit(job.root, encoder="photometry", settings=job.settings)
@@ -283,6 +284,7 @@ def test_an_array_job_embeds_everything_and_a_second_submission_waits(job: Job) 
 
 @pytest.mark.slurm
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_constraint_that_no_node_has_is_told_before_anything_is_written(
     cluster: None, shelf: Path, tmp_path: Path
 ) -> None:
@@ -293,6 +295,7 @@ def test_a_constraint_that_no_node_has_is_told_before_anything_is_written(
 
 @pytest.mark.slurm
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_task_whose_time_is_up_goes_back_into_the_queue_and_on(job: Job) -> None:
     job.wait(lambda: job.done() >= 1)
     # what --signal=B:USR1@N sends when the time is nearly up
@@ -305,6 +308,7 @@ def test_a_task_whose_time_is_up_goes_back_into_the_queue_and_on(job: Job) -> No
 
 @pytest.mark.slurm
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_task_that_is_killed_is_sent_again_alone(job: Job) -> None:
     job.wait(lambda: job.done() >= 1)
     subprocess.run(["scancel", "--signal=KILL", "--full", f"{job.array}_0"], check=False)
@@ -317,6 +321,7 @@ def test_a_task_that_is_killed_is_sent_again_alone(job: Job) -> None:
 
 @pytest.mark.slurm
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_node_that_goes_down_and_comes_back_loses_nothing(job: Job) -> None:
     job.wait(lambda: job.done() >= 1)
     node = _said("sinfo", "--noheader", "--format=%n").split()[0]
@@ -327,6 +332,7 @@ def test_a_node_that_goes_down_and_comes_back_loses_nothing(job: Job) -> None:
 
 @pytest.mark.slurm
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_script_for_pretraining_goes_back_into_the_queue_and_ends_with_weights(
     cluster: None, tmp_path: Path
 ) -> None:
@@ -344,7 +350,7 @@ def test_the_script_for_pretraining_goes_back_into_the_queue_and_ends_with_weigh
     command = ["sbatch", "--parsable", *here.split(), f"--output={tmp_path}/log", script]
     told = subprocess.run(command, env={**os.environ, **environment}, check=False, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
-    job, deadline = told.stdout.strip(), time.monotonic() + 150
+    job, deadline = told.stdout.strip(), time.monotonic() + 400
 
     def wait(until: Callable[[], bool]) -> None:
         while not until():
