@@ -89,7 +89,7 @@ def on_ray(layout: Layout, *, batch_size: int | None = None) -> Run:
         import ray
         from ray.util import ActorPool
     except ImportError as error:
-        raise BadInput("the Ray runner needs the `ray` extra: pip install 'redshelf[ray]'") from error
+        raise BadInput("the Ray runner needs the `ray` extra: pip install ray") from error
 
     def run(plan: Plan, parts: list[int], progress: Callable[[int], object]) -> None:
         ours = not ray.is_initialized()
