@@ -134,4 +134,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from redshelf.api import cli
+
+    sys.exit(cli._leave(main()))  # as the command line does: threads of gloo may abort a regular exit

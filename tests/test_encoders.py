@@ -21,7 +21,7 @@ from redshelf.indexing import store
 from redshelf.indexing.layout import Layout
 from redshelf.models import checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the shelf of all encoders is made once
 FEW = ("--steps", "2", "--batch-size", "32")
 TRAININGS: dict[str, tuple[str, ...]] = {
     "masked": ("pretrain", *FEW),
