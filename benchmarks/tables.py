@@ -99,35 +99,23 @@ def with_photometry(found: dict[Key, list[Result]], scenario: str) -> tuple[str,
     return min((beside, together), key=lambda pair: over_seeds(found[pair[0], scenario], pair[1], "sigma_mad", HELD)[0])
 
 
-def curve(found: dict[Key, list[Result]], sizes: Sequence[int]) -> list[tuple[int, str, str]]:
-    """Redshift quality by the number of images pretrained on: frozen (linear, all labels), fine-tuned on a tenth."""
-    rows = []
-    for size in sizes:
-        last = size == sizes[-1]
-        frozen = found.get(("masked, linear probe" if last else f"{size} images, linear probe", "s0"), [])
-        tuned = found.get(("10%: masked, fine-tuned" if last else f"{size} images, 10%: fine-tuned", "s0"), [])
-        rows.append((size, _cell(frozen, "head"), _cell(tuned, "head")))
-    return rows
+def of_size(found: dict[Key, list[Result]], sizes: Sequence[int], size: int) -> tuple[list[Result], list[Result]]:
+    """The masked encoder of `size` images, by seed: frozen (linear, all labels), and fine-tuned on a tenth of them."""
+    names = f"{size} images, linear probe", f"{size} images, 10%: fine-tuned"
+    if size == sizes[-1]:
+        names = "masked, linear probe", "10%: masked, fine-tuned"
+    frozen, tuned = (found.get((name, "s0"), []) for name in names)
+    return frozen, tuned
 
 
 def plot(found: dict[Key, list[Result]], sizes: Sequence[int], path: Path) -> None:
-    """The curve as a picture."""
+    """Redshift quality by the number of images pretrained on, as a picture."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for label, key, way in (
-        ("frozen, linear probe", "frozen", "head"),
-        ("fine-tuned on 10% of labels", "tuned", "head"),
-    ):
-        points = []
-        for size in sizes:
-            last = size == sizes[-1]
-            names = {
-                "frozen": "masked, linear probe" if last else f"{size} images, linear probe",
-                "tuned": "10%: masked, fine-tuned" if last else f"{size} images, 10%: fine-tuned",
-            }
-            points.append(over_seeds(found.get((names[key], "s0"), []), way, "sigma_mad"))
+    for which, label in enumerate(("frozen, linear probe", "fine-tuned on 10% of labels")):
+        points = [over_seeds(of_size(found, sizes, size)[which], "head", "sigma_mad") for size in sizes]
         axes.errorbar(sizes, [p[0] for p in points], [p[1] for p in points], marker="o", capsize=3, label=label)
     direct = over_seeds(found.get(("10%: vit, direct", "s0"), []), "head", "sigma_mad")
     axes.axhline(direct[0], color="grey", linestyle="--", label="no pretraining, 10% of labels")
@@ -155,7 +143,9 @@ def report(results: Iterable[Result], sizes: Sequence[int]) -> str:
         if approach.startswith("10%"):
             tenth.append(f"| {approach[5:]} | {_cell(rows, 'head')} | {_cell(rows, 'knn')} |")
     line = ["| unlabelled images | frozen, linear probe | fine-tuned on 10% of the labels |", "|---|---|---|"]
-    line += [f"| {size:,} | {a} | {b} |" for size, a, b in curve(found, sizes)]
+    for size in sizes:
+        frozen, tuned = of_size(found, sizes, size)
+        line.append(f"| {size:,} | {_cell(frozen, 'head')} | {_cell(tuned, 'head')} |")
     return "\n\n".join([*parts, "\n".join(tenth), "\n".join(line)])
 
 

@@ -20,7 +20,7 @@ from redshelf.indexing.files import alone
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.memory import keep_freed_memory
 from redshelf.indexing.partition import Plan
-from redshelf.indexing.parts import commit_parts, done_parts, write_part
+from redshelf.indexing.parts import commit_parts, write_part
 from redshelf.indexing.vectors import Vectors, placed, vectors
 from redshelf.models.encoder import Encoder
 from redshelf.models.errors import BadInput, Conflict, Interrupted
@@ -54,8 +54,8 @@ def embed_parts(
             )
     if batch_size is not None and batch_size < 1:
         raise BadInput(f"batch_size={batch_size}: expected at least 1")
-    done = done_parts(partition.receipts(layout, plan))
-    todo = [part for part in parts if part not in done]
+    missing = partition.missing(layout, plan)
+    todo = [part for part in parts if part in missing]
     reader = Reader(layout, layout.read_info(), bands=encoder.bands, needs=encoder.needs)
     with placed(encoder, device) as place:
         if batch_size is None:
@@ -168,9 +168,8 @@ def embed_all(
         plan = partition.make(layout, encoder, part_rows=part_rows)
         if plan is None:
             return store.count_rows(layout.embeddings(encoder.name, encoder.revision))
-        done = done_parts(partition.receipts(layout, plan))
-        todo = [part for part in range(plan.parts) if part not in done]
-        before = plan.rows - sum(past - first for first, past in map(plan.span, todo))
+        todo = sorted(partition.missing(layout, plan))
+        before = plan.rows - plan.rows_of(todo)
         label = f"embed {encoder.name}"
         with tqdm(total=plan.rows, initial=before, unit=" sources", desc=label, disable=not progress) as bar:
             if run is None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from redshelf.indexing.files import read_json, write_bytes
 from redshelf.indexing.layout import SCHEMA_VERSION, Layout
-from redshelf.indexing.store import version_file
+from redshelf.indexing.store import data_files, version_file
 from redshelf.models.errors import BadInput, NotFound
 
 
@@ -92,10 +92,8 @@ def tag_of(number: int) -> str:
 
 def required_files(path: Path, dataset: Any) -> list[Path]:
     """The files that the open version of the table at `path` cannot be read without: data, deletions, manifest."""
-    fragments = dataset.get_fragments()
-    data = [path / "data" / Path(file.path).name for fragment in fragments for file in fragment.data_files()]
-    deletions = [path / name for fragment in fragments if (name := fragment.deletion_file())]
-    return [*data, *deletions, version_file(path, dataset)]
+    deletions = [path / name for fragment in dataset.get_fragments() if (name := fragment.deletion_file())]
+    return [*data_files(path, dataset), *deletions, version_file(path, dataset)]
 
 
 def files_of(path: Path, dataset: Any, number: int) -> list[Path]:

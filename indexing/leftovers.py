@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from redshelf.indexing.layout import Layout
-from redshelf.indexing.store import exists, open_table
+from redshelf.indexing.store import unreferred
 
 Lines = Generator[str, None, None]
 
@@ -29,13 +29,7 @@ def jobs(layout: Layout) -> Lines:
 def orphans(path: Path) -> Lines:
     """Data files of the table at `path` that no version refers to: parts of a run that was never committed, or of one
     that goes on now."""
-    referred: set[str] = set()
-    if exists(path):
-        for version in open_table(path).versions():
-            fragments = open_table(path, version=version["version"]).get_fragments()
-            referred |= {Path(file.path).name for fragment in fragments for file in fragment.data_files()}
-    files = [file for file in sorted((path / "data").rglob("*")) if file.is_file() and file.name not in referred]
-    if files:
+    if files := unreferred(path):
         yield f"{path.stem}: {_room(files)} of data that no version refers to"
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from filelock import FileLock
 from redshelf.indexing import store
 from redshelf.indexing.files import read_json, sha256, write_json
 from redshelf.indexing.layout import Layout
+from redshelf.indexing.parts import done_parts
 from redshelf.models.encoder import Encoder
 from redshelf.models.errors import BadInput, Conflict, NotFound
 
@@ -74,6 +75,10 @@ class Plan:
             raise BadInput(f"part {part}: the plan has parts 0 to {self.parts - 1}")
         first = self.first_row + part * self.part_rows
         return first, min(first + self.part_rows, self.rows)
+
+    def rows_of(self, parts: Iterable[int]) -> int:
+        """How many rows `parts` have together."""
+        return sum(past - first for first, past in map(self.span, parts))
 
     def parts_of(self, task: int) -> range:
         """The parts of a task; `BadInput` for one that the plan has not."""
@@ -166,6 +171,11 @@ def write(layout: Layout, plan: Plan) -> Path:
 def receipts(layout: Layout, plan: Plan) -> Path:
     """Where the receipts of this very plan lie: one that comes late never counts for the next plan."""
     return folder(layout, plan.encoder, plan.revision) / plan.id
+
+
+def missing(layout: Layout, plan: Plan) -> set[int]:
+    """The parts that have no receipt."""
+    return set(range(plan.parts)) - done_parts(receipts(layout, plan))
 
 
 def is_open(layout: Layout, plan: Plan) -> bool:

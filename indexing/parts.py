@@ -23,7 +23,7 @@ import pyarrow as pa
 from filelock import FileLock
 
 from redshelf.indexing.files import manifest, read_json, verify, write_json
-from redshelf.indexing.store import exists, open_table, tag
+from redshelf.indexing.store import exists, open_table, tag, unreferred
 from redshelf.models.errors import BadInput, Conflict
 
 Receipt = dict[str, Any]
@@ -160,17 +160,6 @@ def _checked(table: Path, receipts: Path, *, parts: int, plan: str) -> list[Rece
     return found
 
 
-def _sweep(table: Path, dataset: Any) -> None:
-    """Remove data files that no version refers to: what killed or doubled parts left. Only under the commit's lock."""
-    known: set[str] = set()
-    for version in dataset.versions():
-        opened = dataset if version["version"] == dataset.version else open_table(table, version=version["version"])
-        known |= {Path(f.path).name for fragment in opened.get_fragments() for f in fragment.data_files()}
-    for path in (table / "data").iterdir():
-        if path.name not in known:
-            path.unlink(missing_ok=True)
-
-
 def commit_parts(table: Path, schema: pa.Schema, *, receipts: Path, parts: int, plan: str) -> int:
     """Commit all `parts` of `plan` at once, in order, and return the table's rows; removes the receipts.
 
@@ -210,7 +199,8 @@ def _end(table: Path, dataset: Any, receipts: Path, *, rows: int, plan: str) -> 
     """What follows a commit, and is done again where a kill came between."""
     verify_rows(dataset, table.name, expected=rows)
     tag(dataset, f"plan-{plan}")
-    _sweep(table, dataset)
+    for path in unreferred(table):  # what killed or doubled parts left; only under the commit's lock
+        path.unlink(missing_ok=True)
     shutil.rmtree(receipts, ignore_errors=True)
     return rows
 

@@ -21,6 +21,7 @@ from redshelf.indexing.layout import Layout
 from redshelf.indexing.partition import Plan
 from redshelf.models import checkpoint
 from redshelf.models.errors import BadInput, RedshelfError
+from redshelf.models.parallel import usable_device
 
 
 class Worker:
@@ -34,11 +35,13 @@ class Worker:
         self.layout, self.device, self.batch_size = Layout(root), device, batch_size
         self.plan, _ = partition.find(self.layout, encoder)
         self.encoder = checkpoint.load(self.layout.model(self.plan.encoder, self.plan.revision))
+        if isinstance(self.encoder, torch.nn.Module):
+            self.encoder.to(usable_device(device))  # once, not for every part
 
     def do(self, parts: Sequence[int]) -> int:
         """Do these parts and return their rows."""
         embed_parts(self.layout, self.encoder, self.plan, parts, device=self.device, batch_size=self.batch_size)
-        return sum(past - first for first, past in map(self.plan.span, parts))
+        return self.plan.rows_of(parts)
 
 
 _worker: Worker | None = None

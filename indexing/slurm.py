@@ -23,7 +23,7 @@ from redshelf.indexing import partition
 from redshelf.indexing.files import read_json, write_json
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.partition import Plan
-from redshelf.indexing.parts import done_parts, ranges
+from redshelf.indexing.parts import ranges
 from redshelf.models.errors import BadInput, Conflict, RedshelfError, nearest
 
 ATTEMPTS = 3  # resubmissions of tasks that miss parts, after each submission by hand
@@ -207,17 +207,18 @@ def _active(jobs: list[str]) -> list[str]:
 
 
 def read_record(home: Path) -> dict[str, Any]:
-    """{"settings", "gpu", "submitted": [{"array", "commit", "tasks", "when"}]} of a plan's folder; empty for none."""
+    """{"settings", "gpu", "submitted": [{"array", "commit", "tasks", "by_hand"}]} of a plan; empty for none."""
     path = home / RECORD
     return dict(read_json(path)) if path.is_file() else {}
 
 
 def submit(
-    layout: Layout, plan: Plan, settings: SlurmSettings, *, gpu: str | None, own_job: str | None = None
+    layout: Layout, plan: Plan, settings: SlurmSettings, *, gpu: str | None, by_hand: bool = True, own_job: str = ""
 ) -> dict[str, Any]:
     """Submit the tasks that miss parts, and the commit after them; returns {"array", "commit", "tasks"}.
 
-    `Conflict` where jobs of this plan are still queued or run. `own_job`: the commit that submits them anew.
+    `Conflict` where jobs of this plan are still queued or run. A commit that submits them anew
+    does so not `by_hand`, and from `own_job`, which is still in the queue.
     """
     gpu, wants = choose(settings, gpu)
     home = partition.folder(layout, plan.encoder, plan.revision)
@@ -228,7 +229,7 @@ def submit(
             f"plan {plan.id} is already in the queue as job {' and '.join(active)}: let it end, or "
             f"`scancel {' '.join(active)}`"
         )
-    tasks = plan.tasks_of(set(range(plan.parts)) - done_parts(partition.receipts(layout, plan)))
+    tasks = plan.tasks_of(partition.missing(layout, plan))
     logs = layout.work("logs") / f"slurm-{plan.encoder}.{plan.id}"
     logs.mkdir(parents=True, exist_ok=True)
     common = {
@@ -238,7 +239,7 @@ def submit(
         "shelf": shlex.quote(str(layout.root.resolve())),
         "encoder": shlex.quote(plan.encoder),
     }
-    entry: dict[str, Any] = {"array": "", "commit": "", "tasks": ranges(tasks), "by_hand": own_job is None}
+    entry: dict[str, Any] = {"array": "", "commit": "", "tasks": ranges(tasks), "by_hand": by_hand}
     dependency: tuple[str, ...] = ()
     if tasks:
         script = _render(
@@ -270,16 +271,17 @@ def submit(
     return entry
 
 
-def resubmit(layout: Layout, plan: Plan, *, own_job: str | None) -> dict[str, Any] | None:
+def resubmit(layout: Layout, plan: Plan, *, own_job: str) -> dict[str, Any] | None:
     """Send the tasks that miss parts once more; None where there are none.
 
     `Conflict` naming the parts `ATTEMPTS` times after the last submission by hand, and where there was none.
     """
     home = partition.folder(layout, plan.encoder, plan.revision)
-    missing = set(range(plan.parts)) - done_parts(partition.receipts(layout, plan))
+    missing = partition.missing(layout, plan)
     if not missing:
         return None
-    submitted = read_record(home).get("submitted", [])
+    record = read_record(home)
+    submitted = record.get("submitted", [])
     if not submitted:
         raise Conflict(f"plan {plan.id}: parts {ranges(missing)} miss, and it was never submitted to SLURM")
     attempts = next(n for n, entry in enumerate(reversed(submitted)) if entry["by_hand"])
@@ -288,6 +290,5 @@ def resubmit(layout: Layout, plan: Plan, *, own_job: str | None) -> dict[str, An
             f"plan {plan.id}: parts {ranges(missing)} miss after {attempts} resubmissions; see the logs in "
             f"{layout.work('logs')}, then submit again"
         )
-    record = read_record(home)
     settings = SlurmSettings.model_validate(record["settings"])
-    return submit(layout, plan, settings, gpu=record["gpu"], own_job=own_job or "-")
+    return submit(layout, plan, settings, gpu=record["gpu"], by_hand=False, own_job=own_job)

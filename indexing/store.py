@@ -148,6 +148,21 @@ def version_file(path: Path, dataset: Any) -> Path:
     return path / "_versions" / f"{LAST_VERSION - dataset.version}.manifest"
 
 
+def data_files(path: Path, dataset: Any) -> list[Path]:
+    """The files that hold the columns of the version that `dataset`, the table at `path`, is open at."""
+    return [path / "data" / Path(f.path).name for fragment in dataset.get_fragments() for f in fragment.data_files()]
+
+
+def unreferred(path: Path) -> list[Path]:
+    """Data files of the table at `path` that no version refers to: parts of a run that was never committed, or of one
+    that goes on now."""
+    referred: set[Path] = set()
+    if exists(path):
+        for version in open_table(path).versions():
+            referred.update(data_files(path, open_table(path, version=version["version"])))
+    return [file for file in sorted((path / "data").rglob("*")) if file.is_file() and file not in referred]
+
+
 def replace_table(path: Path, table: pa.Table) -> None:
     """Write a small table whole as a new version (labels)."""
     import lance

@@ -17,7 +17,6 @@ from redshelf.indexing.embed import embed_parts, end_committed, is_committed
 from redshelf.indexing.files import alone
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.partition import Plan
-from redshelf.indexing.parts import done_parts
 from redshelf.models import checkpoint
 from redshelf.models.errors import BadInput, Conflict
 from redshelf.models.resume import stop_signals
@@ -67,14 +66,14 @@ def do(
     layout = Layout(root)
     plan, _ = partition.find(layout, encoder)
     parts = [part] if part is not None else list(plan.parts_of(task or 0))
-    rows = sum(past - first for first, past in map(plan.span, parts))
+    rows = plan.rows_of(parts)
     if is_committed(layout, plan):
         return {"parts": len(parts), "done_before": len(parts), "rows": rows}
-    done = done_parts(partition.receipts(layout, plan))
+    missing = partition.missing(layout, plan)
     loaded = checkpoint.load(layout.model(plan.encoder, plan.revision))
     with stop_signals() as told:
         embed_parts(layout, loaded, plan, parts, batch_size=batch_size, device=device, stop=told)
-    return {"parts": len(parts), "done_before": len(done.intersection(parts)), "rows": rows}
+    return {"parts": len(parts), "done_before": len(set(parts) - missing), "rows": rows}
 
 
 def _committed(layout: Layout, encoder: str) -> int | None:
@@ -137,14 +136,14 @@ def commit_or_resubmit(root: Path, *, encoder: str) -> dict[str, Any]:
     if (rows := _committed(layout, encoder)) is not None:
         return {"rows": rows}
     plan, _ = partition.find(layout, encoder)
-    told = {"own_job": os.environ.get("SLURM_JOB_ID")}
+    own_job = os.environ.get("SLURM_JOB_ID", "")
     with _submitting(layout, encoder):
-        entry = slurm.resubmit(layout, plan, **told)
+        entry = slurm.resubmit(layout, plan, own_job=own_job)
         if entry is None:
             try:
                 return {"rows": commit_plan(layout, plan)}
             except Conflict:
-                if len(done_parts(partition.receipts(layout, plan))) == plan.parts:
+                if not partition.missing(layout, plan):
                     raise
-                entry = slurm.resubmit(layout, plan, **told)  # damaged parts were set aside
+                entry = slurm.resubmit(layout, plan, own_job=own_job)  # damaged parts were set aside
     return {"resubmitted": entry}

@@ -404,7 +404,7 @@ def test_what_follows_a_commit_is_done_again_where_a_kill_came_between(
 
     for task in range(3):
         bulk.do(planned.root, encoder="photometry", task=task)
-    for name in ("verify_rows", "tag", "_sweep"):
+    for name in ("verify_rows", "tag", "unreferred"):
         with monkeypatch.context() as patch:
             patch.setattr(stored, name, fail)
             with pytest.raises(OSError, match="killed"):

@@ -2,9 +2,6 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 from filelock import FileLock
+from shelves import assert_same_rows, columns_of, kill_ingest
 
 from redshelf.api import show
 from redshelf.indexing import cutouts, mosaic, store
@@ -97,20 +95,6 @@ def cutout_arrays(shelf: Path) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.
         bad.reshape(shape).astype(bool),
         store.list_values(table["state"]),
     )
-
-
-def columns_of(path: Path) -> dict[str, npt.NDArray[Any]]:
-    table = store.open_table(path).to_table()
-    fixed = {f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)}
-    return {n: store.list_values(table[n]) if n in fixed else table[n].to_numpy() for n in table.column_names}
-
-
-def assert_same_rows(shelf: Path, other: Path) -> None:
-    for name in ("sources", "cutouts", "labels"):
-        found, expected = columns_of(Layout(shelf).table(name)), columns_of(Layout(other).table(name))
-        assert found.keys() == expected.keys()
-        for column, values in expected.items():
-            np.testing.assert_array_equal(found[column], values, err_msg=f"{name}.{column}")
 
 
 @pytest.fixture(scope="module")
@@ -195,30 +179,12 @@ def test_sources_carry_the_catalogue(survey_file: Path, ingested: tuple[Path, In
     np.testing.assert_allclose(labels["z_spec"], [expected[r] for r in labels["row"].to_pylist()], rtol=1e-6)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from redshelf.service import ingest as service
-from redshelf.service.ingest import ingest
-write, left = service.write_part, int(sys.argv[3])
-def counting(*args, **kwargs):
-    global left
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    left -= 1
-    return write(*args, **kwargs)
-service.write_part = counting
-ingest(Path(sys.argv[1]), Path(sys.argv[2]), part_rows=8)
-"""
-
-
 @pytest.mark.parametrize("done", [0, 3, 9])  # 9: all cutouts are committed, no source is
 def test_a_killed_ingest_resumes_to_the_same_shelf(
     survey_file: Path, ingested: tuple[Path, IngestReport], tmp_path: Path, done: int
 ) -> None:
     shelf = tmp_path / "s"
-    child = subprocess.run([sys.executable, "-c", KILLED, str(survey_file), str(shelf), str(done)], check=False)
-    assert child.returncode == -signal.SIGKILL
+    kill_ingest(survey_file, shelf, done=done)
     receipts = shelf / "work" / "ingest" / "cutouts-8"
     assert len(done_parts(receipts)) == (done if done < 9 else 0)
     report = ingest(survey_file, shelf, part_rows=8)
@@ -463,7 +429,7 @@ def test_new_pixels_in_a_file_of_the_same_size_make_another_shelf(tmp_path: Path
     if finished:
         ingest(path, tmp_path / "s")
     else:
-        subprocess.run([sys.executable, "-c", KILLED, str(path), str(tmp_path / "s"), "3"], check=False)
+        kill_ingest(path, tmp_path / "s", done=3)
     changed = tmp_path / "d" / {"image": "mosaics/g/t1.fits", "weight": "weights/t0.fits", "mask": "mask.fits"}[what]
     before = changed.stat().st_size
     with fits.open(changed, mode="update") as units:

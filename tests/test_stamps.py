@@ -5,9 +5,6 @@ import hashlib
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -17,12 +14,12 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pytest
 import tomli_w
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
+from shelves import assert_same_rows, columns_of, kill_ingest
 
 from redshelf.indexing import archives, arrays, cutouts, mosaic, stamps, store
 from redshelf.indexing import survey as surveys
@@ -149,21 +146,6 @@ def write_survey(folder: Path, mosaics: Path, *, name: str = "stamps.toml", **se
     return folder / name
 
 
-def columns_of(path: Path) -> dict[str, Values]:
-    table = store.open_table(path).to_table()
-    fixed = {f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)}
-    return {n: store.list_values(table[n]) if n in fixed else table[n].to_numpy() for n in table.column_names}
-
-
-def assert_same_rows(shelf: Path, other: Path) -> None:
-    for name in ("sources", "cutouts"):
-        found, expected = columns_of(Layout(shelf).table(name)), columns_of(Layout(other).table(name))
-        assert found.keys() == expected.keys()
-        for column, values in expected.items():
-            assert found[column].dtype == values.dtype
-            np.testing.assert_array_equal(found[column], values, err_msg=f"{name}.{column}")
-
-
 def pixels_of(shelf: Path) -> tuple[Values, Values, Values]:
     """Pixels, bad and state by increasing id."""
     rows = np.argsort(columns_of(Layout(shelf).sources)["source_id"])
@@ -268,28 +250,10 @@ def test_strips_of_a_large_archive_give_each_source_the_same_cutout_and_read_it_
     assert order[0] != order[1] and set(order[0]) == set(order[1])
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from redshelf.service import ingest as service
-from redshelf.service.ingest import ingest
-write, left = service.write_part, int(sys.argv[3])
-def counting(*args, **kwargs):
-    global left
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    left -= 1
-    return write(*args, **kwargs)
-service.write_part = counting
-ingest(Path(sys.argv[1]), Path(sys.argv[2]), part_rows=8)
-"""
-
-
 @pytest.mark.parametrize("done", [0, 4])
 def test_a_killed_ingest_of_stamps_resumes_to_the_same_shelf(npz: Path, tmp_path: Path, done: int) -> None:
     shelf = tmp_path / "s"
-    child = subprocess.run([sys.executable, "-c", KILLED, str(npz), str(shelf), str(done)], check=False)
-    assert child.returncode == -signal.SIGKILL
+    kill_ingest(npz, shelf, done=done)
     assert len(done_parts(shelf / "work" / "ingest" / "cutouts-8")) == done
     assert ingest(npz, shelf, part_rows=8).stamps_of_no_source == 0
     ingest(npz, tmp_path / "whole", part_rows=8)
