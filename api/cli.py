@@ -105,6 +105,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = add("ingest", "read a survey's catalogue and images into the shelf; resumable")
     p.add_argument("survey", type=Path, metavar="SURVEY.toml")
+    p.add_argument("--update", action="store_true", help="take over what has changed in the survey since")
+
+    p = add("delete", "leave sources out of all answers; their rows stay")
+    p.add_argument("--ids", type=Path, required=True, metavar="FILE", help="text file of source ids, one a line")
 
     p = add("pretrain", "train an encoder on the shelf's own cutouts, without labels; resumable")
     p.add_argument("--objective", choices=("masked", "contrastive"), default="masked", help="[masked]")

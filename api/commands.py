@@ -58,7 +58,14 @@ def simulate(arguments: Namespace) -> int:
 def ingest(arguments: Namespace) -> int:
     from redshelf.service.ingest import ingest
 
-    return _report(ingest(arguments.survey, _shelf(arguments), progress=_progress()), arguments)
+    report = ingest(arguments.survey, _shelf(arguments), update=arguments.update, progress=_progress())
+    return _report(report, arguments)
+
+
+def delete(arguments: Namespace) -> int:
+    from redshelf.service.delete import delete, read_ids
+
+    return _report(delete(_shelf(arguments), read_ids(arguments.ids)), arguments)
 
 
 def _run(arguments: Namespace) -> Run:
@@ -269,6 +276,6 @@ def demo(arguments: Namespace) -> int:
 RUN: dict[str, Callable[[Namespace], int]] = {
     function.__name__: function
     for function in (
-        simulate, ingest, pretrain, train, embed, index, fit, publish, serve, search, check, status, demo
+        simulate, ingest, delete, pretrain, train, embed, index, fit, publish, serve, search, check, status, demo
     )
 }  # fmt: skip

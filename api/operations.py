@@ -35,4 +35,4 @@ def readyz(query: Annotated[NoQuery, Query()], shelf: Shelf) -> Readiness:
     number = shelf.generation.number
     if not generation.path_of(shelf.layout, number).is_file():
         raise HTTPException(503, f"generation {number} of the shelf is no longer there")
-    return Readiness(status="ready", generation=number, n_sources=len(shelf))
+    return Readiness(status="ready", generation=number, n_sources=shelf.n_sources)

@@ -24,7 +24,6 @@ from astropy.wcs import WCS
 from common import Server, data_folder, screenshot
 from scipy.ndimage import gaussian_filter
 
-from redshelf.indexing.ann import open_index
 from redshelf.models.bands import asinh_magnitude
 from redshelf.service.embedding import build_index, embed
 from redshelf.service.ingest import ingest
@@ -137,7 +136,7 @@ def moments(shelf: OpenShelf, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.flo
 def likeness(shelf: OpenShelf, encoder: str) -> dict[str, float]:
     """Median difference from the nearest 5 neighbours over that of random pairs, i < 24: below 1 is alike."""
     bright = np.flatnonzero(shelf.columns["magnitudes"][:, shelf.info.band_names.index("i")] < 24)
-    index = open_index(shelf.layout.index(encoder, shelf.encoder(encoder).published.revision))
+    index = shelf.encoder(encoder).index
     mask = np.zeros(len(shelf), bool)
     mask[bright] = True
     _, found = index.search(index.vectors[bright].astype(np.float32), 6, mask=mask)

@@ -7,7 +7,7 @@ Exact search (`IndexFlatL2`) for now: right at every size, fast to some hundred 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +31,12 @@ class Index:
     known: npt.NDArray[np.bool_]  # (N,), False where the encoder had nothing to see: such a row is never found
     exact: bool
     recall: float
+    hides: bool = False  # whether there are rows in it that are never found
+
+    def without(self, rows: npt.NDArray[np.bool_]) -> Index:
+        """The same index, which never finds the rows (N,) given."""
+        hides = bool((self.known & rows).any())
+        return replace(self, known=self.known & ~rows, hides=hides) if hides else self
 
     @property
     def dim(self) -> int:
@@ -50,6 +56,7 @@ class Index:
         if not np.isfinite(queries).all():
             raise BadInput("query vector holds NaN or infinity")
         parameters = None
+        mask = self.known if mask is None and self.hides else mask
         if mask is not None:
             bits = np.packbits(mask, bitorder="little")
             selector = faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits))
@@ -143,7 +150,9 @@ def build(
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest; `NotFound` where the index was not built or its build did not finish."""
     if not (folder / MANIFEST).is_file():
-        raise NotFound(f"no index for {folder.name}; run `redshelf index --encoder {folder.name.rpartition('.')[0]}`")
+        name = folder.parent.name
+        again = f"run `redshelf index --encoder {name.rpartition('.')[0]}`"
+        raise NotFound(f"no index for {name} of {folder.name} rows; {again}")
     document: dict[str, Any] = read_json(folder / MANIFEST)
     return document
 

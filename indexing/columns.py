@@ -18,22 +18,26 @@ from redshelf.models.errors import BadInput
 CLASSES = ("unknown", "galaxy", "star", "agn")  # `class` column: position in this tuple
 KINDS = ("", "spec", "grism", "photoz_many_band")  # `z_kind` column
 
+LOOK_UP = ("ids_sorted", "ids_order")
+
 Columns = dict[str, npt.NDArray[Any]]
 
 
-def id_columns(source_ids: npt.NDArray[np.bytes_]) -> Columns:
-    """`ids` (bytes), `ids_sorted` and `ids_order` (row of each sorted id), for look-up by binary search."""
-    order = np.argsort(source_ids, kind="stable")
+def id_columns(source_ids: npt.NDArray[np.bytes_], deleted: npt.NDArray[np.bool_]) -> Columns:
+    """`ids` (bytes); `ids_sorted` and `ids_order` (row of each sorted id) of those that are not deleted, for look-up by
+    binary search."""
+    live = np.flatnonzero(~deleted)
+    order = live[np.argsort(source_ids[live], kind="stable")]
     ordered = source_ids[order]
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(twice):
         raise BadInput(f"source id {twice[0].decode()!r} stands twice")
-    return {"ids": source_ids, "ids_sorted": ordered, "ids_order": order.astype(np.int64)}
+    return {"ids": source_ids, "ids_sorted": ordered, "ids_order": order.astype(np.int64), "deleted": deleted}
 
 
 def write(folder: Path, columns: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write every column of one generation; all have the same length."""
-    lengths = {name: len(values) for name, values in columns.items()}
+    """Write every column of one generation; all have the same length, but those of the look-up by id."""
+    lengths = {name: len(values) for name, values in columns.items() if name not in LOOK_UP}
     if len(set(lengths.values())) > 1:
         raise BadInput(f"columns differ in length: {lengths}")
     for name, values in columns.items():

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from redshelf.indexing import hats, store
+from redshelf.indexing import deletions, hats, store
 from redshelf.indexing.hats import HEALPIX_COLUMN, Pixel
 from redshelf.indexing.layout import Layout
 
@@ -23,7 +23,7 @@ def _label_columns(labels: pa.Table, label_of: npt.NDArray[np.int64]) -> dict[st
 
 
 def export_hats(layout: Layout, folder: Path, *, rows_per_pixel: int = ROWS_PER_PIXEL) -> int:
-    """Write every source of the shelf, with its label, to a new HATS folder; returns the number of sources.
+    """Write every source of the shelf that is not deleted, with its label, to a new HATS folder; returns how many.
 
     Columns are those of sources.lance (fluxes in microjansky, dereddened, NaN where not observed) without `row`, and
     those of labels.lance, null without a label. Memory: 32 bytes a source, and one partition of `rows_per_pixel` rows.
@@ -31,9 +31,10 @@ def export_hats(layout: Layout, folder: Path, *, rows_per_pixel: int = ROWS_PER_
     info = layout.read_info()
     sources = store.open_table(layout.sources)
     healpix29 = sources.to_table(columns=["healpix29"])["healpix29"].to_numpy()
-    order = np.argsort(healpix29, kind="stable")
+    live = np.flatnonzero(deletions.live(layout))
+    order = live[np.argsort(healpix29[live], kind="stable")]
     labels = store.open_table(layout.labels).to_table()
-    label_of = np.full(len(order), -1, dtype=np.int64)
+    label_of = np.full(len(healpix29), -1, dtype=np.int64)
     label_of[labels["row"].to_numpy()] = np.arange(len(labels))
 
     def read(pixel: Pixel) -> pa.Table:

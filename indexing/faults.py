@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 from redshelf.indexing import ann
 from redshelf.indexing.batches import photometry, photometry_columns
 from redshelf.indexing.catalogue import HEALPIX_ORDER, ID_PATTERN, healpix29, unit_vectors
-from redshelf.indexing.columns import CLASSES, KINDS, Columns
+from redshelf.indexing.columns import CLASSES, KINDS, LOOK_UP, Columns
+from redshelf.indexing.deletions import WHY
 from redshelf.indexing.store import list_values
 from redshelf.models.errors import BadInput
 
@@ -112,11 +113,12 @@ def _hashes(ids: npt.NDArray[np.bytes_]) -> npt.NDArray[np.uint64]:
     return mixed
 
 
-def _twice(dataset: Any, name: str, hashes: npt.NDArray[np.uint64]) -> Lines:
-    """A line where an id stands in two rows."""
+def _twice(dataset: Any, name: str, hashes: npt.NDArray[np.uint64], live: npt.NDArray[np.int64]) -> Lines:
+    """A line where an id stands in two of the rows `live`."""
+    hashes = hashes[live]
     ordered = np.sort(hashes)
     suspect = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    rows = np.flatnonzero(np.isin(hashes, suspect))[:SUSPECTS] if len(suspect) else np.empty(0, dtype=np.int64)
+    rows = live[np.flatnonzero(np.isin(hashes, suspect))[:SUSPECTS]] if len(suspect) else live[:0]
     if not len(rows):
         return
     ids = dataset.take(rows, columns=["source_id"]).column(0).to_numpy()
@@ -148,8 +150,9 @@ def _misplaced(
     return np.asarray(wrong)
 
 
-def sources(dataset: Any, name: str, *, progress: Progress) -> Lines:
-    """Faults of the catalogue: rows, ids, positions."""
+def sources(dataset: Any, name: str, *, deleted: Bools, progress: Progress) -> Lines:
+    """Faults of the catalogue: rows, ids (an id may stand in rows that are deleted, and in one that is not),
+    positions."""
     tally, hashes = Tally(), np.empty(dataset.count_rows(), dtype=np.uint64)
     for at, batch in scan(
         dataset, ["row", "source_id", "ra_deg", "dec_deg", "healpix29"], row_bytes=200, progress=progress
@@ -164,22 +167,41 @@ def sources(dataset: Any, name: str, *, progress: Progress) -> Lines:
         misplaced = _misplaced(ra[~lost], dec[~lost], _integers(batch, "healpix29")[~lost])
         tally.add("healpix29 is not that of ra_deg and dec_deg", misplaced, at[~lost])
     yield from tally.lines(name)
-    yield from _twice(dataset, name, hashes)
+    yield from _twice(dataset, name, hashes, np.flatnonzero(~deleted))
 
 
-def labels(dataset: Any, name: str, *, sources: int, progress: Progress) -> Lines:
-    """Faults of the labels: rows of the catalogue, one label each, with a redshift."""
+def _listed(tally: Tally, rows: npt.NDArray[np.int64], seen: Bools, *, what: str) -> npt.NDArray[np.int64]:
+    """Those of `rows` that the catalogue has, told where it has not and where they are listed twice."""
+    outside = (rows < 0) | (rows >= len(seen))
+    tally.add(f"{what} outside the {len(seen)} sources", outside, rows)
+    inside = rows[~outside]
+    again = seen[inside]
+    again[np.setdiff1d(np.arange(len(inside)), np.unique(inside, return_index=True)[1])] = True
+    tally.add(f"more than one {what}", again, inside)
+    seen[inside] = True
+    return inside
+
+
+def deleted(dataset: Any, name: str, *, sources: int, progress: Progress) -> Lines:
+    """Faults of the list of deleted rows: rows of the catalogue, each once, and why."""
     tally, seen = Tally(), np.zeros(sources, dtype=bool)
+    for _, batch in scan(dataset, ["row", "when", "why"], row_bytes=30, progress=progress):
+        rows = _integers(batch, "row")
+        _listed(tally, rows, seen, what="deletion")
+        tally.add("when is no time", ~(np.nan_to_num(_numbers(batch, "when")) > 0), rows)
+        strange = ~pc.is_in(batch.column("why"), pa.array(WHY)).to_numpy(zero_copy_only=False)
+        tally.add(f"why is none of {', '.join(WHY)}", strange, rows)
+    yield from tally.lines(name)
+
+
+def labels(dataset: Any, name: str, *, deleted: Bools, progress: Progress) -> Lines:
+    """Faults of the labels: rows of the catalogue that are not `deleted` (N,), one label each, with a redshift."""
+    tally, seen = Tally(), np.zeros(len(deleted), dtype=bool)
     columns = ["row", "z_spec", "z_kind", "object_class"]
     for _, batch in scan(dataset, columns, row_bytes=100, progress=progress):
         rows = _integers(batch, "row")
-        outside = (rows < 0) | (rows >= sources)
-        tally.add(f"label outside the {sources} sources", outside, rows)
-        inside = rows[~outside]
-        again = seen[inside]
-        again[np.setdiff1d(np.arange(len(inside)), np.unique(inside, return_index=True)[1])] = True
-        tally.add("more than one label", again, inside)
-        seen[inside] = True
+        inside = _listed(tally, rows, seen, what="label")
+        tally.add("label of a row that is deleted", deleted[inside], inside)
         tally.add("z_spec is not finite", ~np.isfinite(_numbers(batch, "z_spec")), rows)
         for column, known in (("z_kind", KINDS), ("object_class", CLASSES)):
             strange = ~pc.is_in(batch.column(column), pa.array(known)).to_numpy(zero_copy_only=False)
@@ -242,13 +264,13 @@ def index_facts(folder: Path, name: str, *, rows: int, dim: int, encoder: str, r
 def _look_up(columns: Columns, name: str) -> Lines:
     """Faults of the look-up by id: `ids_sorted` ascends, and `ids_order` is where each of them stands."""
     ids, ordered, order = columns["ids"], columns["ids_sorted"], columns["ids_order"]
-    tally, n = Tally(), len(ids)
+    tally, n = Tally(), len(ordered)
     for start in range(0, n, BATCH_ROWS):
         at = np.arange(start, min(start + BATCH_ROWS, n))
         some, rows = np.asarray(ordered[at]), np.asarray(order[at])
         after = np.asarray(ordered[start + 1 : at[-1] + 2])
         tally.add("ids_sorted does not ascend", some[: len(after)] >= after, at)
-        outside = (rows < 0) | (rows >= n)
+        outside = (rows < 0) | (rows >= len(ids))
         tally.add("ids_order lies outside the table", outside, at)
         differs = np.asarray(ids[np.where(outside, 0, rows)]) != some
         tally.add("ids_order is not where the id stands", differs & ~outside, at)
@@ -263,18 +285,30 @@ def _same(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Bools:
 
 
 def generation_columns(
-    columns: Columns, name: str, *, sources: Any, labels: Any | None, bands: Sequence[str], progress: Progress
+    columns: Columns,
+    name: str,
+    *,
+    sources: Any,
+    labels: Any | None,
+    deleted: Bools,
+    bands: Sequence[str],
+    progress: Progress,
 ) -> Lines:
-    """Where the arrays of a generation contradict its tables (datasets; `labels` None where there is none)."""
+    """Where the arrays of a generation contradict its tables (datasets; `labels` None where there is none), or the mask
+    (N,) of its deleted rows."""
     n = sources.count_rows()
-    needed = [*ALIKE, *TEXTS, "ids_sorted", "ids_order", "flux", "flux_error", "states", "z_spec"]
+    needed = [*ALIKE, *TEXTS, *LOOK_UP, "deleted", "flux", "flux_error", "states", "z_spec"]
     unfit = [f"{name}/{key}.npy: missing" for key in needed if key not in columns]
-    unfit += [f"{name}/{key}.npy: {len(a)} rows, the sources {n}" for key, a in columns.items() if len(a) != n]
+    for key, values in columns.items():
+        expected = n - int(deleted.sum()) if key in LOOK_UP else n
+        if len(values) != expected:
+            unfit.append(f"{name}/{key}.npy: {len(values)} rows, expected {expected}")
     if unfit:
         yield from unfit
         return
     yield from _look_up(columns, name)
     tally = Tally()
+    tally.add("deleted is not as listed", np.asarray(columns["deleted"]) != deleted, np.arange(n))
     wanted = [*ALIKE.values(), *TEXTS.values(), *photometry_columns(bands)]
     for at, batch in scan(sources, list(dict.fromkeys(wanted)), row_bytes=200 + 9 * len(bands), progress=progress):
         measured = photometry(batch, bands)

@@ -22,7 +22,7 @@ from redshelf.models.errors import BadInput
 
 Ints = npt.NDArray[np.int64]
 TilePaths = dict[str, dict[str, Path]]  # tile -> band -> image, or tile -> STAMPS -> archive
-Span = tuple[int, slice]  # consecutive rows on one strip of a tile, -1 for none
+Span = tuple[int, Ints]  # positions of sources on one strip of a tile, -1 for none
 BandImages = Iterator[list[cutouts.BandImage | None]]
 ImagesOf = Callable[[ShelfInfo, Sequence[Span]], BandImages]
 

@@ -26,7 +26,7 @@ class ShelfInfo:
     bands: tuple[Band, ...]
     cutout_px: int = 0
     pixel_scale_arcsec: float = float("nan")
-    fingerprint: str = ""  # of the ingested catalogue and survey file, labels apart
+    fingerprint: str = ""  # `origin.Origin` of the first ingest, which stays: what was made for another shelf shows
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -60,6 +60,14 @@ class Layout:
         return self.table("labels")
 
     @property
+    def deleted(self) -> Path:
+        return self.table("deleted")
+
+    @property
+    def origin_file(self) -> Path:
+        return self.root / "origin.json"
+
+    @property
     def cutouts(self) -> Path:
         return self.table("cutouts")
 
@@ -73,8 +81,9 @@ class Layout:
     def model(self, encoder: str, revision: str) -> Path:
         return self.models / f"{encoder}.{revision}"
 
-    def index(self, encoder: str, revision: str) -> Path:
-        return self.root / "index" / f"{encoder}.{revision}"
+    def index(self, encoder: str, revision: str, rows: int) -> Path:
+        """The index of an embedding of so many rows: a longer one gets another, and what is published keeps its own."""
+        return self.root / "index" / f"{encoder}.{revision}" / f"{rows}"
 
     @property
     def redshift(self) -> Path:
@@ -90,6 +99,11 @@ class Layout:
     def work(self, name: str) -> Path:
         """Receipts and other files of a job that has not been committed yet."""
         return self.root / "work" / name
+
+    @property
+    def update_file(self) -> Path:
+        """There while an ingest that changes the shelf has not ended."""
+        return self.work("ingest") / "update.json"
 
     def read_info(self) -> ShelfInfo:
         """shelf.toml; `NotFound` where there is no shelf, `BadInput` for one of another schema version."""

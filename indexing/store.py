@@ -170,6 +170,23 @@ def replace_table(path: Path, table: pa.Table) -> None:
     lance.write_dataset(table, str(path), mode="overwrite" if exists(path) else "create")
 
 
+def plan_of(dataset: Any) -> str:
+    """The plan (`parts.commit_parts`) that made the version that `dataset` is open at, empty where none did."""
+    transaction = dataset.read_transaction(dataset.version)
+    properties = None if transaction is None else transaction.transaction_properties
+    return str((properties or {}).get("plan", ""))
+
+
+def restore(path: Path, *, rows: int) -> Any:
+    """Make the newest version of `rows` rows the current one again, and return it; no version is lost."""
+    for version in reversed(open_table(path).versions()):
+        dataset = open_table(path, version=version["version"])
+        if dataset.count_rows() == rows:
+            dataset.restore()
+            return open_table(path)
+    raise NotFound(f"{path.stem}: no version of {rows} rows")
+
+
 def tag(dataset: Any, name: str) -> None:
     """Tag the version that `dataset` is open at, so that no clean-up removes it; a tag left by a killed run moves."""
     tags = dataset.tags

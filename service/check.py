@@ -90,7 +90,7 @@ def _pinned(shelf: Checking, one: Generation, name: str, path: Path, opened: dic
     rows = dataset.count_rows()
     if rows != facts.rows:
         yield f"{path.stem}: {rows} rows in version {facts.version}, generation {one.number} has {facts.rows}"
-    elif name != "labels" and rows != one.tables["sources"].rows:
+    elif name not in ("labels", "deleted") and rows != one.tables["sources"].rows:
         yield f"{path.stem}: {rows} rows in generation {one.number}, its sources {one.tables['sources'].rows}"
     for file in generation.required_files(path, dataset):
         if file.relative_to(shelf.layout.root).as_posix() not in one.files:
@@ -205,20 +205,22 @@ def check(root: Path, *, every: bool = False, progress: bool = False) -> Checked
     newest, rows = _newest(shelf)
     found.tables = {path.stem: count for path, count in rows.items()}
     shelf.told("tables", _counts(shelf, rows, found.notes))
+    gone = contents.deleted(shelf, newest, rows.get(layout.sources))
     for path, dataset in newest.items():
-        contents.content(shelf, Table(path.stem, path, dataset, newest=True), rows.get(layout.sources))
+        contents.content(shelf, Table(path.stem, path, dataset, newest=True), gone)
     done = {(path, dataset.version) for path, dataset in newest.items()}
     for one in published:
         opened: dict[Path, Any] = {}
         for name, path in _published_tables(layout, one).items():
             if path.name not in damaged:
                 shelf.told(path.stem, _pinned(shelf, one, name, path, opened))
+        gone = contents.deleted(shelf, opened, one.tables["sources"].rows)
         for path, dataset in opened.items():
             if (path, dataset.version) not in done:
                 done.add((path, dataset.version))
                 label = f"{path.stem} (version {dataset.version})"
-                contents.content(shelf, Table(label, path, dataset, newest=False), one.tables["sources"].rows)
-        contents.columns(shelf, one, opened)
+                contents.content(shelf, Table(label, path, dataset, newest=False), gone)
+        contents.columns(shelf, one, opened, gone)
     for folder in sorted(layout.models.glob("[!.]*")):
         if f"models/{folder.name}" not in damaged:
             shelf.told(f"models/{folder.name}", contents.model(folder))

@@ -76,12 +76,15 @@ class Checking:
 def _index(shelf: Checking, table: Table, encoder: str, revision: str, compared: list[tuple[str, Any, int]]) -> Lines:
     """Faults of the index of an embedding; without any, what `faults.vectors` compares goes into `compared`."""
     layout, dim = shelf.layout, table.dataset.schema.field("vector").type.list_size
-    folder, name = layout.index(encoder, revision), f"index/{encoder}.{revision}"
+    name = f"index/{encoder}.{revision}"
+    folder = layout.index(encoder, revision, table.rows)
+    if not (folder / ann.MANIFEST).is_file() and folder.parent.is_dir():
+        yield f"{name}: there is none of {table.rows} rows: run `redshelf index --encoder {encoder}`"
     if name in shelf.damaged or not (folder / ann.MANIFEST).is_file():
         return
     lines = list(faults.index_facts(folder, name, rows=table.rows, dim=dim, encoder=encoder, revision=revision))
     told = ann.read_manifest(folder)
-    lines += [f"{name}/{line}" for line in verify(folder, told["files"], hashes=name not in shelf.hashed)]
+    lines += [f"{name}/{table.rows}/{line}" for line in verify(folder, told["files"], hashes=name not in shelf.hashed)]
     yield from lines
     if not lines:
         vectors = np.memmap(folder / ann.VECTORS, dtype=np.float16, mode="r", shape=(table.rows, dim))
@@ -114,16 +117,39 @@ def _embedding(shelf: Checking, table: Table, progress: faults.Progress) -> Line
     yield from faults.vectors(table.dataset, table.name, index=index, visible=visible, progress=progress)
 
 
-def content(shelf: Checking, table: Table, sources: int | None) -> None:
-    """Faults inside one version of a table; `sources` is how many there are beside it, None where that is not known."""
+def deleted(shelf: Checking, opened: Mapping[Path, Any], sources: int | None) -> faults.Bools | None:
+    """Which of `sources` rows are listed as deleted, (N,); None where that cannot be told."""
+    found: list[faults.Bools] = []
+
+    def lines() -> Lines:
+        if sources is not None:
+            table = opened.get(shelf.layout.deleted)
+            rows = np.empty(0, dtype=np.int64) if table is None else table.to_table(columns=["row"])["row"].to_numpy()
+            mask = np.zeros(sources, dtype=bool)
+            mask[rows[(rows >= 0) & (rows < sources)]] = True
+            found.append(mask)
+        yield from ()
+
+    shelf.told(shelf.layout.deleted.stem, lines())
+    return found[0] if found else None
+
+
+def content(shelf: Checking, table: Table, gone: faults.Bools | None) -> None:
+    """Faults inside one version of a table; `gone` are the deleted sources, (N,), None where that is not known."""
 
     def lines() -> Lines:
         with shelf.rows(table) as progress:
             if table.path == shelf.layout.sources:
-                yield from faults.sources(table.dataset, table.name, progress=progress)
+                none = np.zeros(table.rows, dtype=bool)
+                yield from faults.sources(
+                    table.dataset, table.name, deleted=none if gone is None else gone, progress=progress
+                )
             elif table.path == shelf.layout.labels:
-                if sources is not None:
-                    yield from faults.labels(table.dataset, table.name, sources=sources, progress=progress)
+                if gone is not None:
+                    yield from faults.labels(table.dataset, table.name, deleted=gone, progress=progress)
+            elif table.path == shelf.layout.deleted:
+                if gone is not None:
+                    yield from faults.deleted(table.dataset, table.name, sources=len(gone), progress=progress)
             elif table.path == shelf.layout.cutouts:
                 yield from faults.positions(table.dataset, table.name, progress=progress)
             elif table.path.name.startswith("embeddings."):
@@ -143,11 +169,13 @@ def model(folder: Path) -> Lines:
     read_json(folder / "provenance.json")
 
 
-def columns(shelf: Checking, one: Generation, opened: Mapping[Path, Any]) -> None:
+def columns(shelf: Checking, one: Generation, opened: Mapping[Path, Any], gone: faults.Bools | None) -> None:
     """Faults of the arrays of a generation, where they and the tables are whole."""
     layout, name = shelf.layout, f"columns/{one.number}"
     sources, labels = opened.get(layout.sources), opened.get(layout.labels)
     if shelf.info is None or sources is None or name in shelf.damaged or ("labels" in one.tables and labels is None):
+        return
+    if gone is None or len(gone) != sources.count_rows():
         return
     bands = shelf.info.band_names
 
@@ -155,7 +183,7 @@ def columns(shelf: Checking, one: Generation, opened: Mapping[Path, Any]) -> Non
         with shelf.bar(sources.count_rows(), " rows", f"check {name}") as bar:
             yield from faults.generation_columns(
                 open_columns(layout.columns(one.number)), name,
-                sources=sources, labels=labels, bands=bands, progress=bar.update,
+                sources=sources, labels=labels, deleted=gone, bands=bands, progress=bar.update,
             )  # fmt: skip
 
     shelf.told(name, lines())

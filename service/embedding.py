@@ -200,6 +200,6 @@ def build_index(root: Path, *, encoder: str) -> tuple[str, float]:
     dim = table.schema.field("vector").type.list_size
     batches = (store.list_values(batch.column("vector")) for batch in table.to_batches(columns=["vector"]))
     provenance = {"encoder": encoder, "revision": revision, "embedding_version": table.version}
-    folder = layout.index(encoder, revision)
+    folder = layout.index(encoder, revision, rows)
     ann.build(folder, batches, rows=rows, dim=dim, provenance=provenance)
     return revision, float(ann.read_manifest(folder)["recall"]["value"])

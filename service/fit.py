@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from redshelf.indexing import ann, store
+from redshelf.indexing import ann, deletions, store
 from redshelf.indexing.files import read_json, write_bytes, write_json
 from redshelf.indexing.layout import Layout
 from redshelf.models.errors import BadInput, NotFound
@@ -71,13 +71,13 @@ def read_labels(layout: Layout) -> GalaxyLabels:
 
 
 def target_rows(layout: Layout, labelled: npt.NDArray[np.int64], *, seed: int = 0) -> npt.NDArray[np.int64]:
-    """Rows to be given a redshift: neither labelled, stars, AGN nor masked; a random sample of at most 50,000.
+    """Rows to be given a redshift: neither labelled, stars, AGN, masked nor deleted; a random sample of at most 50,000.
 
     Where every source is labelled, the labelled ones are the target.
     """
     table = store.open_table(layout.sources).to_table(columns=["object_class", "flags"])
     wanted = ~np.isin(np.array(table["object_class"].to_pylist()), NOT_GALAXIES)
-    wanted &= (table["flags"].to_numpy() & store.FLAG_MASKED) == 0
+    wanted &= ((table["flags"].to_numpy() & store.FLAG_MASKED) == 0) & deletions.live(layout)
     if store.count_rows(layout.labels):
         wanted[store.open_table(layout.labels).to_table(columns=["row"])["row"].to_numpy()] = False
     rows = np.flatnonzero(wanted).astype(np.int64)
@@ -98,9 +98,9 @@ class _Space:
 
 
 def _space(layout: Layout, encoder: str) -> _Space:
-    revision = layout.newest(encoder)
+    revision, rows = layout.newest(encoder), store.count_rows(layout.sources)
     config = read_json(layout.model(encoder, revision) / "config.json")
-    return _Space(revision, ann.open_index(layout.index(encoder, revision)), config["config"].get("features"))
+    return _Space(revision, ann.open_index(layout.index(encoder, revision, rows)), config["config"].get("features"))
 
 
 def _names(spaces: Iterable[_Space]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from redshelf.indexing import ann, columns, generation, parts, store
+from redshelf.indexing import ann, columns, deletions, generation, parts, store
 from redshelf.indexing.batches import photometry, photometry_columns
 from redshelf.indexing.columns import Columns
 from redshelf.indexing.files import alone, manifest, read_json
@@ -30,17 +30,15 @@ from redshelf.service.shelf import open_encoder, open_redshift
 
 def _published_encoders(layout: Layout) -> list[PublishedEncoder]:
     """The newest indexed revision of each encoder on the shelf."""
-    found = []
+    found, rows = [], store.count_rows(layout.sources)
     for name, revisions in layout.encoders().items():
-        indexed = [r for r in revisions if (layout.index(name, r) / ann.MANIFEST).is_file()]
+        indexed = [r for r in revisions if (layout.index(name, r, rows) / ann.MANIFEST).is_file()]
         if not indexed:
+            if any(layout.index(name, r, rows).parent.is_dir() for r in revisions):
+                raise Conflict(f"no index of {name} has {rows} rows, as many as the shelf: embed and index again")
             continue
         config = checkpoint.read_config(layout.model(name, indexed[-1]))
-        facts = ann.read_manifest(layout.index(name, indexed[-1]))
-        if facts["rows"] != store.count_rows(layout.sources):
-            raise Conflict(
-                f"index {name}.{indexed[-1]} has {facts['rows']} rows, the shelf has more: embed and index again"
-            )
+        facts = ann.read_manifest(layout.index(name, indexed[-1], rows))
         told = {"kind": config["kind"], "needs": config["needs"], "dim": facts["dim"]}
         told["weights"] = weights_of(checkpoint.provenance(layout.model(name, indexed[-1])))
         found.append(PublishedEncoder(name=name, revision=indexed[-1], **told))
@@ -116,8 +114,8 @@ def _string_column(values: Any, width: int) -> npt.NDArray[np.bytes_]:
     return np.array([v.encode() if v else b"" for v in values], dtype=f"S{width}")
 
 
-def _columns(bands: tuple[str, ...], sources: Any, labels: Any | None) -> Columns:
-    """Everything but z_phot, from the datasets of sources and labels, in row order."""
+def _columns(bands: tuple[str, ...], sources: Any, labels: Any | None, deleted: npt.NDArray[np.bool_]) -> Columns:
+    """Everything but z_phot, from the datasets of sources and labels and the mask of deleted rows, in row order."""
     names = [
         "source_id",
         "ra_deg",
@@ -147,7 +145,7 @@ def _columns(bands: tuple[str, ...], sources: Any, labels: Any | None) -> Column
         spectral = np.array([columns.CLASSES.index(c) for c in known["object_class"].to_pylist()], dtype=np.int8)
         object_class[rows] = np.where(spectral > 0, spectral, object_class[rows])
     return {
-        **columns.id_columns(ids),
+        **columns.id_columns(ids, deleted),
         "ra": table["ra_deg"].to_numpy(),
         "dec": table["dec_deg"].to_numpy(),
         "tile": tiles,
@@ -168,17 +166,19 @@ def _columns(bands: tuple[str, ...], sources: Any, labels: Any | None) -> Column
 def _z_phot(
     layout: Layout, encoders: list[PublishedEncoder], fit: PublishedEstimators, estimator: str, known: Columns
 ) -> npt.NDArray[np.float32]:
-    """Median redshift of every source, labelled ones leave-one-out; NaN for stars, AGN and masked sources. (N,)"""
+    """Median redshift of every source, labelled ones leave-one-out; NaN for stars, AGN, masked, deleted ones. (N,)"""
     needed = fit.encoder.split("+")
-    opened = open_redshift(layout, fit, {e.name: open_encoder(layout, e) for e in encoders if e.name in needed})
-    z = np.full(len(known["ids"]), np.nan, dtype=np.float32)
+    rows, deleted = len(known["ids"]), known["deleted"]
+    chosen = {e.name: open_encoder(layout, e, rows=rows, deleted=deleted) for e in encoders if e.name in needed}
+    opened = open_redshift(layout, fit, chosen)
+    z = np.full(rows, np.nan, dtype=np.float32)
     refused = np.isin(known["object_class"], [columns.CLASSES.index(name) for name in NOT_GALAXIES]) | (
         (known["flags"] & store.FLAG_MASKED) != 0
     )
-    rows = np.flatnonzero(~refused)
-    rows = rows[opened.known(rows)]
-    for start in range(0, len(rows), 16384):
-        block = rows[start : start + 16384]
+    given = np.flatnonzero(~refused)
+    given = given[opened.known(given)]
+    for start in range(0, len(given), 16384):
+        block = given[start : start + 16384]
         z[block] = estimate(opened, block, estimator=estimator).point
     return z
 
@@ -198,6 +198,8 @@ def publish(root: Path, *, default_encoder: str | None = None, default_estimator
 
 
 def _publish(layout: Layout, default_encoder: str | None, default_estimator: str | None) -> Generation:
+    if layout.update_file.is_file():
+        raise Conflict(f"an update of {layout.root} was interrupted: run `redshelf ingest SURVEY.toml --update` again")
     encoders = _published_encoders(layout)
     if not encoders:
         raise NotFound(f"nothing to publish on {layout.root}: no encoder is embedded and indexed")
@@ -212,11 +214,11 @@ def _publish(layout: Layout, default_encoder: str | None, default_estimator: str
     best = _best(fits, default_estimator)
     if default_estimator is not None and best is None:
         raise BadInput(f"no fit on this shelf has an estimator {default_estimator!r}")
-    paths = {"sources": layout.sources, "labels": layout.labels, "cutouts": layout.cutouts}
+    paths = {name: layout.table(name) for name in ("sources", "labels", "deleted", "cutouts")}
     paths |= {f"embeddings.{e.name}": layout.embeddings(e.name, e.revision) for e in encoders}
     tables = {name: store.open_table(path) for name, path in paths.items() if store.count_rows(path)}
     number = max(generation.numbers(layout), default=0) + 1
-    known = _columns(layout.read_info().band_names, tables["sources"], tables.get("labels"))
+    known = _columns(layout.read_info().band_names, tables["sources"], tables.get("labels"), ~deletions.live(layout))
     z_phot = np.full(len(known["ids"]), np.nan, dtype=np.float32)
     if best is not None:
         z_phot = _z_phot(layout, encoders, best[0].published, best[1], known)
@@ -226,7 +228,7 @@ def _publish(layout: Layout, default_encoder: str | None, default_estimator: str
         store.tag(dataset, generation.tag_of(number))
         files += generation.files_of(paths[name], dataset, number)
     for e in encoders:
-        files += [layout.model(e.name, e.revision), layout.index(e.name, e.revision)]
+        files += [layout.model(e.name, e.revision), layout.index(e.name, e.revision, len(known["ids"]))]
     files += [layout.redshift / fit.published.folder for fit in fits]
     written = Generation(
         number=number,

@@ -109,6 +109,7 @@ def nearest_source(shelf: OpenShelf, ra_deg: float, dec_deg: float, *, radius_ar
     if not 0 <= ra_deg < 360 or not -90 <= dec_deg <= 90:
         raise BadInput(f"position ra={ra_deg}, dec={dec_deg}: expected 0 <= ra < 360 and -90 <= dec <= 90 degrees")
     distance = separation_arcsec(shelf.columns["ra"], shelf.columns["dec"], ra_deg, dec_deg)
+    distance[shelf.columns["deleted"]] = np.inf
     row = int(distance.argmin())
     if distance[row] > radius_arcsec:
         raise NotFound(

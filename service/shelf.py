@@ -86,7 +86,13 @@ class OpenShelf:
     redshifts: dict[str, OpenRedshift]
 
     def __len__(self) -> int:
+        """Rows, deleted ones counted."""
         return len(self.columns["ids"])
+
+    @property
+    def n_sources(self) -> int:
+        """Sources that are not deleted."""
+        return len(self.columns["ids_sorted"])
 
     def encoder(self, name: str | None = None) -> OpenEncoder:
         """A published encoder, the default one by default; `NotFound` naming those there are."""
@@ -143,9 +149,12 @@ class OpenShelf:
         return pixels[0].astype(np.float32), mask[0], state[0]
 
 
-def open_encoder(layout: Layout, facts: PublishedEncoder) -> OpenEncoder:
-    """One encoder with its index; `BadInput` where their dimensions differ."""
-    index = ann.open_index(layout.index(facts.name, facts.revision))
+def open_encoder(layout: Layout, facts: PublishedEncoder, *, rows: int, deleted: npt.NDArray[np.bool_]) -> OpenEncoder:
+    """One encoder with its index of `rows` vectors, which never finds a row that is `deleted` (N,).
+
+    `BadInput` where their dimensions differ.
+    """
+    index = ann.open_index(layout.index(facts.name, facts.revision, rows)).without(deleted)
     if index.dim != facts.dim:
         raise BadInput(f"index of {facts.name} has dimension {index.dim}, its encoder {facts.dim}")
     return OpenEncoder(facts, index, layout.model(facts.name, facts.revision))
@@ -179,7 +188,8 @@ def open_shelf(root: Path, number: int | None = None) -> OpenShelf:
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise Conflict(f"generation {published.number} of {root} is damaged: {faults[0]}{more}")
-    encoders = {facts.name: open_encoder(layout, facts) for facts in published.encoders}
-    redshifts = {fit.encoder: open_redshift(layout, fit, encoders) for fit in published.redshifts}
     opened = columns.open_columns(layout.columns(published.number))
+    told: dict[str, Any] = {"rows": published.tables["sources"].rows, "deleted": opened["deleted"]}
+    encoders = {facts.name: open_encoder(layout, facts, **told) for facts in published.encoders}
+    redshifts = {fit.encoder: open_redshift(layout, fit, encoders) for fit in published.redshifts}
     return OpenShelf(layout, info, published, opened, encoders, redshifts)

@@ -86,7 +86,7 @@ def describe(shelf: OpenShelf, settings: Settings) -> ShelfAnswer:
     return ShelfAnswer(
         survey=info.survey,
         generation=published.number,
-        n_sources=len(shelf),
+        n_sources=shelf.n_sources,
         n_labelled=int(np.isfinite(shelf.columns["z_spec"]).sum()),
         bands=[
             BandAnswer(

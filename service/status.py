@@ -50,7 +50,8 @@ class Status:
     survey: str
     bands: list[str]
     has_images: bool
-    n_sources: int
+    n_sources: int  # that are not deleted
+    n_deleted: int
     n_labels: int
     n_cutouts: int
     encoders: list[EncoderStatus]
@@ -70,19 +71,26 @@ def _encoders(layout: Layout) -> list[EncoderStatus]:
     configs = [config for config in configs if config["labels_sha256"] == labels]
     for name, revisions in layout.encoders().items():
         for revision in revisions:
-            indexed = (layout.index(name, revision) / ann.MANIFEST).is_file()
-            recall = ann.read_manifest(layout.index(name, revision))["recall"]["value"] if indexed else None
             embedded = store.count_rows(layout.embeddings(name, revision))
+            index = layout.index(name, revision, embedded)
+            recall = ann.read_manifest(index)["recall"]["value"] if (index / ann.MANIFEST).is_file() else None
             found.append(EncoderStatus(name, revision, embedded, recall, _fits(configs, name, revision)))
     return found
 
 
 def _missing(
-    encoders: list[EncoderStatus], plans: list[Progress], n_sources: int, n_labels: int, generations: list[int]
+    layout: Layout,
+    encoders: list[EncoderStatus],
+    plans: list[Progress],
+    rows: int,
+    n_labels: int,
+    generations: list[int],
 ) -> list[str]:
-    if not n_sources:
+    if not rows:
         return ["the sources: run `redshelf ingest SURVEY.toml`"]
     lines = []
+    if layout.update_file.is_file():
+        lines.append("the end of an update that was interrupted: run `redshelf ingest SURVEY.toml --update`")
     planned = {(plan.encoder, plan.revision): plan for plan in plans}
     for e in encoders:
         plan = planned.get((e.name, e.revision))
@@ -90,8 +98,8 @@ def _missing(
             lines.append(f"the commit of the vectors of {e.name}: run `redshelf embed --encoder {e.name} --commit`")
         elif plan is not None:
             lines.append(f"{plan.rows - plan.rows_done} vectors of {e.name}, whose plan is open")
-        elif e.embedded < n_sources:
-            lines.append(f"{n_sources - e.embedded} vectors of {e.name}: run `redshelf embed --encoder {e.name}`")
+        elif e.embedded < rows:
+            lines.append(f"{rows - e.embedded} vectors of {e.name}: run `redshelf embed --encoder {e.name}`")
         elif e.recall is None:
             lines.append(f"the index of {e.name}: run `redshelf index --encoder {e.name}`")
         elif n_labels and e.name not in e.fits:
@@ -158,18 +166,21 @@ def status(root: Path) -> Status:
     """The state of a shelf; `NotFound` where there is none."""
     layout = Layout(root)
     info = layout.read_info()
-    counts = [store.count_rows(path) for path in (layout.sources, layout.labels, layout.cutouts)]
+    rows, labels, cutouts, deleted = (
+        store.count_rows(path) for path in (layout.sources, layout.labels, layout.cutouts, layout.deleted)
+    )
     encoders, published = _encoders(layout), generation.numbers(layout)
     plans, damaged = progress(layout)
     return Status(
         survey=info.survey,
         bands=list(info.band_names),
         has_images=info.has_images,
-        n_sources=counts[0],
-        n_labels=counts[1],
-        n_cutouts=counts[2],
+        n_sources=rows - deleted,
+        n_deleted=deleted,
+        n_labels=labels,
+        n_cutouts=cutouts,
         encoders=encoders,
         generations=published,
         embedding=plans,
-        missing=_missing(encoders, plans, counts[0], counts[1], published) + damaged,
+        missing=_missing(layout, encoders, plans, rows, labels, published) + damaged,
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from redshelf.indexing import store
+from redshelf.indexing import deletions, store
 from redshelf.indexing.batches import Reader, in_memory
 from redshelf.indexing.files import alone
 from redshelf.indexing.layout import Layout, ShelfInfo
@@ -131,7 +131,7 @@ def pretrain(
         labels = read_labels(layout)
         redshift = np.full(reader.rows, np.nan)
         redshift[labels.rows] = labels.z
-    weights = flat_weights(reference_magnitude(layout, info)) * _seen(layout)  # one without any band teaches nothing
+    weights = flat_weights(reference_magnitude(layout, info)) * _seen(layout)
     with _folder(layout, name) as checkpoint_path:
         encoder, report = train(
             in_memory(reader),
@@ -233,9 +233,9 @@ def _shelf(root: Path, name: str) -> tuple[Layout, ShelfInfo]:
 
 
 def _seen(layout: Layout) -> npt.NDArray[np.bool_]:
-    """Which sources have a cutout in any band, (N,)."""
+    """Which sources have a cutout in any band, (N,), and are not deleted: the others teach nothing."""
     states = store.open_table(layout.cutouts).to_table(columns=["state"])["state"]
-    return np.asarray((store.list_values(states) != State.NOT_OBSERVED).any(axis=1))
+    return np.asarray((store.list_values(states) != State.NOT_OBSERVED).any(axis=1)) & deletions.live(layout)
 
 
 def _fresh(model: str, info: ShelfInfo, shape: Size, width: float, seed: int) -> Backbone | None:

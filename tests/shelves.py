@@ -20,7 +20,7 @@ import os, signal, sys
 from pathlib import Path
 from redshelf.service import ingest as service
 from redshelf.service.ingest import ingest
-write, left = service.write_part, int(sys.argv[3])
+write, left, update = service.write_part, int(sys.argv[3]), sys.argv[4] == "update"
 def counting(*args, **kwargs):
     global left
     if left == 0:
@@ -28,13 +28,14 @@ def counting(*args, **kwargs):
     left -= 1
     return write(*args, **kwargs)
 service.write_part = counting
-ingest(Path(sys.argv[1]), Path(sys.argv[2]), part_rows=8)
+ingest(Path(sys.argv[1]), Path(sys.argv[2]), update=update, part_rows=8)
 """
 
 
-def kill_ingest(survey: Path, shelf: Path, *, done: int) -> None:
+def kill_ingest(survey: Path, shelf: Path, *, done: int, update: bool = False) -> None:
     """Ingest by parts of 8 rows, in a process that is killed when `done` parts are written."""
-    child = subprocess.run([sys.executable, "-c", INGEST, str(survey), str(shelf), str(done)], check=False)
+    how = "update" if update else "first"
+    child = subprocess.run([sys.executable, "-c", INGEST, str(survey), str(shelf), str(done), how], check=False)
     assert child.returncode == -signal.SIGKILL
 
 

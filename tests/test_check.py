@@ -108,7 +108,7 @@ def test_every_file_that_the_published_versions_need_has_a_checksum(tiny_shelf: 
     stored = {path.relative_to(tiny_shelf).as_posix() for path in tiny_shelf.rglob("*") if path.is_file()}
     left = {name for name in stored - named if not name.endswith("latest_version_hint.json")}
     beside = {name for name in stored if name.startswith(("work/", "receipts/")) or "/_refs/tags/plan-" in name}
-    assert left == {"generations/1.json", *beside}
+    assert left == {"generations/1.json", "origin.json", *beside}
 
 
 def test_a_bit_flipped_before_anything_is_published_is_found_too_and_cannot_be_published(
@@ -154,7 +154,7 @@ def test_each_of_many_planted_single_bit_flips_is_found(imaged: Path) -> None:
 @pytest.mark.parametrize(
     "pattern",
     ["sources.lance/data/*", "sources.lance/_versions/*.manifest", "sources.lance/_transactions/*",
-     "sources.lance/_refs/tags/*", "columns/1/ra.npy", "index/*/all.faiss", "models/*/config.json", "shelf.toml"],
+     "sources.lance/_refs/tags/*", "columns/1/ra.npy", "index/*/*/all.faiss", "models/*/config.json", "shelf.toml"],
 )  # fmt: skip
 def test_a_flipped_bit_a_cut_and_a_missing_file_are_told_apart(shelf: Path, pattern: str) -> None:
     path = next(path for path in shelf.glob(pattern) if path.is_file())
@@ -279,8 +279,8 @@ def test_an_embedding_with_a_row_too_many_is_found(shelf: Path) -> None:
 
 def test_an_index_of_other_vectors_rows_or_revision_is_found(shelf: Path) -> None:
     layout = unpublish(shelf)
-    folder = layout.index("photometry", layout.newest("photometry"))
-    name, path = f"index/{folder.name}", vectors(layout, "photometry")
+    folder = layout.index("photometry", layout.newest("photometry"), 60)
+    name, path = f"index/{folder.parent.name}", vectors(layout, "photometry")
     kept = json.loads((folder / "manifest.json").read_text())
     whole = store.open_table(path).to_table()
     for key, value, line in (
@@ -296,7 +296,7 @@ def test_an_index_of_other_vectors_rows_or_revision_is_found(shelf: Path) -> Non
     assert check(shelf).faults == [f"{name}: vector is not that of the embedding: row 5"]
     rewrite(path, whole)
     flip(folder / "all.faiss", 100, 0)
-    assert check(shelf).faults == [f"{name}/all.faiss: sha256 differs from the manifest"]
+    assert check(shelf).faults == [f"{name}/60/all.faiss: sha256 differs from the manifest"]
 
 
 def test_an_encoder_that_is_not_its_revision_or_not_there_is_found(shelf: Path) -> None:
@@ -344,7 +344,7 @@ def test_columns_of_another_length_or_missing_ones_are_found(imaged: Path) -> No
     sign(imaged)
     assert check(imaged).faults == [
         "columns/1/dec.npy: missing",
-        "columns/1/flags.npy: 299 rows, the sources 300",
+        "columns/1/flags.npy: 299 rows, expected 300",
     ]
 
 
@@ -437,7 +437,7 @@ def test_a_table_that_lance_cannot_read_is_a_fault_that_names_it(shelf: Path, wh
 
 
 @pytest.mark.parametrize(
-    "name", ["shelf.toml", "generations/1.json", "models/{}/config.json", "index/{}/manifest.json"]
+    "name", ["shelf.toml", "generations/1.json", "models/{}/config.json", "index/{}/60/manifest.json"]
 )
 @pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe{"])
 def test_a_document_that_cannot_be_read_is_a_fault_that_names_it(shelf: Path, name: str, content: bytes) -> None:
@@ -448,7 +448,7 @@ def test_a_document_that_cannot_be_read_is_a_fault_that_names_it(shelf: Path, na
     (shelf / name.format(folder)).write_bytes(content)
     told = check(shelf).faults
     assert len(told) == 1 and told[0].startswith(
-        name.format(folder).removesuffix("/config.json").removesuffix("/manifest.json")
+        name.format(folder).removesuffix("/config.json").removesuffix("/60/manifest.json")
     ), told
 
 

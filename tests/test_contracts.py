@@ -129,12 +129,14 @@ def test_answers_refuse_unknown_fields_and_round_trip() -> None:
 
 def test_columns_find_every_id_and_no_other(tmp_path: Path) -> None:
     ids = np.array([b"b", b"a10", b"a9"])
-    columns.write(tmp_path, columns.id_columns(ids))
+    columns.write(tmp_path, columns.id_columns(ids, np.zeros(3, dtype=bool)))
     opened = columns.open_columns(tmp_path)
     assert [columns.row_of(opened, i.decode()) for i in ids] == [0, 1, 2]
     assert columns.row_of(opened, "a1") is None and columns.row_of(opened, "é") is None
     with pytest.raises(BadInput, match="'a' stands twice"):
-        columns.id_columns(np.array([b"a", b"b", b"a"]))
+        columns.id_columns(np.array([b"a", b"b", b"a"]), np.zeros(3, dtype=bool))
+    twice = columns.id_columns(np.array([b"a", b"b", b"a", b"c"]), np.array([True, False, False, True]))
+    assert [columns.row_of(twice, i) for i in "abc"] == [2, 1, None]
 
 
 def _vectors(first: int, n: int) -> pa.RecordBatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_survey
+import torture
 
 from redshelf.indexing import partition, slurm, store
 from redshelf.indexing.layout import Layout
@@ -166,13 +168,13 @@ def test_times_are_read_as_slurm_writes_them() -> None:
 
 SLOW = textwrap.dedent(
     """
-    # redshelf, and half a second before every part is written
+    # redshelf, and some seconds before every part is written
     import sys, time
     sys.path.insert(0, {links!r})
     from redshelf.indexing import embed
     write = embed.write_part
     def slow(*args, **kwargs):
-        time.sleep(0.5)
+        time.sleep({seconds})
         return write(*args, **kwargs)
     embed.write_part = slow
     from redshelf.api.cli import main
@@ -247,7 +249,9 @@ class Job:
 
 
 @pytest.fixture
-def job(cluster: None, shelf: Path, tmp_path: Path) -> Iterator[Job]:
+def job(cluster: None, shelf: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Job]:
+    """Half a second a part, and ten minutes a task; a test may ask for other figures."""
+    seconds, limit = getattr(request, "param", (0.5, "00:10:00"))
     other = tmp_path / "undisturbed"
     shutil.copytree(shelf, other)
     revision, _ = embed(other, encoder="photometry")
@@ -255,8 +259,8 @@ def job(cluster: None, shelf: Path, tmp_path: Path) -> Iterator[Job]:
         store.open_table(Layout(other).embeddings("photometry", revision)).to_table()["vector"]
     )
     slow = tmp_path / "slow.py"
-    slow.write_text(SLOW.format(links=str(Path(__file__).parent / "links")))
-    where = settings(tmp_path, command=f"{sys.executable} {slow}")
+    slow.write_text(SLOW.format(links=str(Path(__file__).parent / "links"), seconds=seconds))
+    where = settings(tmp_path, command=f"{sys.executable} {slow}", time=limit)
     told = bulk.submit(shelf, encoder="photometry", settings=where, part_rows=4, task_parts=5)
     assert (told["parts"], told["tasks"], told["submitted"]["tasks"]) == (15, 3, "0-2")
     yield Job(shelf, told["submitted"]["array"], where, expected)
@@ -265,6 +269,9 @@ def job(cluster: None, shelf: Path, tmp_path: Path) -> Iterator[Job]:
         if not _said("squeue", "--noheader"):
             break
         time.sleep(0.5)
+
+
+torture_only = pytest.mark.skipif(not torture.count(0, 1), reason="waits minutes for SLURM's own times: `make torture`")
 
 
 def submitted(job: Job) -> list[dict[str, str]]:
@@ -304,6 +311,38 @@ def test_a_task_whose_time_is_up_goes_back_into_the_queue_and_on(job: Job) -> No
     job.wait(lambda: "BeginTime" in _said(*requeued.split()) or job.done() == 15)
     job.check()
     assert "embedding stopped by SIGUSR1" in "".join(p.read_text() for p in job.root.glob("work/logs/*/*.out"))
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@torture_only
+@pytest.mark.parametrize("job", [(18.0, "00:02:00")], indirect=True)
+def test_a_task_whose_limit_comes_near_is_told_by_slurm_itself(job: Job) -> None:
+    job.wait(job.finished, seconds=800)
+    job.check()
+    logs = [path.read_text() for path in job.root.glob("work/logs/*/*.out")]
+    assert any("embedding stopped by SIGUSR1" in log for log in logs)
+    assert not any("DUE TO TIME LIMIT" in log for log in logs)
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@torture_only
+def test_a_controller_that_ends_and_comes_back_loses_nothing(job: Job) -> None:
+    job.wait(lambda: job.done() >= 1)
+    configuration = Path(os.environ["SLURM_CONF"])
+    controller = int((configuration.parent / "slurmctld.pid").read_text())
+    os.kill(controller, signal.SIGTERM)
+    for _ in range(300):
+        if not Path(f"/proc/{controller}").exists():
+            break
+        time.sleep(0.1)
+    with pytest.raises(BadInput, match=r"sbatch refuses: .*Unable to contact slurm controller"):
+        bulk.submit(job.root, encoder="photometry", settings=job.settings)
+    subprocess.run(["slurmctld", "-f", str(configuration)], check=True, capture_output=True, timeout=60)
+    job.check()
 
 
 @pytest.mark.slurm

@@ -25,10 +25,11 @@ from redshelf.indexing import archives, arrays, cutouts, mosaic, stamps, store
 from redshelf.indexing import survey as surveys
 from redshelf.indexing.files import sha256
 from redshelf.indexing.layout import Layout
+from redshelf.indexing.origin import sampled_sha256
 from redshelf.indexing.parts import done_parts
 from redshelf.models.bands import State
 from redshelf.models.errors import BadInput, Conflict
-from redshelf.service.ingest import IngestReport, ingest, sampled_sha256
+from redshelf.service.ingest import IngestReport, ingest
 
 SCALE, SHAPE, CUTOUT = 0.2, (90, 130), 16
 BANDS, TILES, SOURCES, LOST = ("g", "r", "z"), ("t0", "t1"), 40, 2
