@@ -178,6 +178,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("-k", type=int, help="how many [10]")
     p.add_argument("--estimator", metavar="NAME", help="of the redshift [the shelf's default]")
 
+    p = add("export", "sources and labels as a HATS folder, which LSDB opens and `ingest` reads")
+    p.add_argument("-o", dest="folder", type=Path, required=True, metavar="DIR", help="a new folder")
+
     p = add("check", "every checksum, id, count and vector; exit status 1 on any fault")
     p.add_argument("--all", action="store_true", help="every generation, not the newest alone")
     add("status", "what the shelf has, and what is missing")

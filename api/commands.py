@@ -236,6 +236,14 @@ def search(arguments: Namespace) -> int:
     return 0
 
 
+def export(arguments: Namespace) -> int:
+    from redshelf.indexing.export import export_hats
+    from redshelf.indexing.layout import Layout
+
+    sources = export_hats(Layout(_shelf(arguments)), arguments.folder)
+    return _report({"folder": arguments.folder, "sources": sources}, arguments)
+
+
 def check(arguments: Namespace) -> int:
     from redshelf.api import show
     from redshelf.service.check import check
@@ -276,6 +284,7 @@ def demo(arguments: Namespace) -> int:
 RUN: dict[str, Callable[[Namespace], int]] = {
     function.__name__: function
     for function in (
-        simulate, ingest, delete, pretrain, train, embed, index, fit, publish, serve, search, check, status, demo
+        simulate, ingest, delete, pretrain, train, embed, index, fit, publish, serve, search, export, check, status,
+        demo,
     )
 }  # fmt: skip

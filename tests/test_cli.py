@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow.dataset
 import pytest
 
 from redshelf.api.cli import build_parser, main
@@ -44,7 +45,7 @@ def url(app: FastAPI) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("command", ["simulate", "ingest", "delete", "pretrain", "train", "embed", "index", "fit",
-                                     "publish", "serve", "search", "check", "status", "demo"])  # fmt: skip
+                                     "publish", "serve", "search", "export", "check", "status", "demo"])  # fmt: skip
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -206,6 +207,17 @@ def test_status_tells_what_there_is_and_what_is_missing(
     assert found["missing"] == []
     assert main(["status", "--shelf", str(bare_shelf)]) == 0
     assert "missing: redshift labels" in capsys.readouterr().out
+
+
+def test_a_shelf_is_exported_once_and_as_hats(
+    bare_shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", "--shelf", str(bare_shelf), "-o", str(tmp_path / "hats"), "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out) == {"folder": str(tmp_path / "hats"), "sources": 60}
+    assert pyarrow.dataset.dataset(tmp_path / "hats" / "dataset", exclude_invalid_files=True).count_rows() == 60
+    assert main(command) == 1
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_the_commands_of_the_readme_make_a_shelf_that_answers(
