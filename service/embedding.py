@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from redshelf.models.photometry import Photometry
 
 PCA_ROWS = 4096  # sources that a PCA is fitted on
+TAKE_ROWS = 4096  # at once: one `take` of all of them holds 130 MB more, and is no faster
 FIT_ROWS = 50_000  # the standardising constants of photometry come from at most this many sources
 
 
@@ -36,8 +37,13 @@ def fit_photometry(layout: Layout) -> Photometry:
     rows = np.arange(sources.count_rows())
     if len(rows) > FIT_ROWS:
         rows = np.sort(np.random.default_rng(0).choice(len(rows), FIT_ROWS, replace=False))
-    measured = photometry(sources.take(rows, columns=photometry_columns(info.band_names)), info.band_names)
-    return Photometry.fit(measured.flux_ujy, measured.flux_error_ujy, measured.state, bands=info.bands)
+    columns = photometry_columns(info.band_names)
+    some = (rows[start : start + TAKE_ROWS] for start in range(0, len(rows), TAKE_ROWS))
+    found = [photometry(sources.take(few, columns=columns), info.band_names) for few in some]
+    flux, error, state = (
+        np.concatenate([getattr(f, n) for f in found]) for n in ("flux_ujy", "flux_error_ujy", "state")
+    )
+    return Photometry.fit(flux, error, state, bands=info.bands)
 
 
 def _photometry_folder(layout: Layout) -> Path:
