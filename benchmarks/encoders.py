@@ -285,7 +285,7 @@ def main() -> int:
     arguments = parser.parse_args()
     place = "cuda" if arguments.device.startswith("cuda") else "cpu"
     out = arguments.out / ("quick" if arguments.quick else "full")
-    length = (1.0, 3) if arguments.quick else (5.0, 5)
+    length = (1.0, 3) if arguments.quick else (5.0, 3)
     if arguments.measure:
         plan = Plan(KINDS[arguments.only[0]], arguments.device, *length, folder=out)
         print(json.dumps(measure(plan, arguments.measure)))
