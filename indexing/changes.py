@@ -55,11 +55,11 @@ def _alike(first: pa.RecordBatch, second: pa.RecordBatch) -> Bools:
 def compare(sources: Any, deleted: pa.Table, catalogue: Catalogue, *, make_rows: MakeRows, recut: Recut) -> Changes:
     """The changes from the dataset `sources`, of which `deleted` lists rows, to `catalogue`.
 
-    A source is known by its id; where it stands twice, the later row counts, as after an ingest that was killed between
-    the new rows and the list of the old. Memory: 64 bytes a source beside the catalogue's.
+    A source is known by its id; where it stands twice, as after an ingest that was killed between the new rows and the
+    list of the old, the row that fits counts. Memory: 64 bytes a source beside the catalogue's.
     """
     order = np.argsort(catalogue.source_id, kind="stable")
-    ordered = catalogue.source_id[order].astype("S64")
+    ordered = catalogue.source_id[order].astype("S64", copy=False)
     rows = sources.count_rows()
     gone = deletions.mask(deleted, rows)
     position, fits = np.full(rows, -1, dtype=np.int64), np.zeros(rows, dtype=bool)
@@ -73,18 +73,19 @@ def compare(sources: Any, deleted: pa.Table, catalogue: Catalogue, *, make_rows:
         if len(some):
             where, here = position[at[some]], at[some]
             fits[here] = _alike(batch.take(pa.array(some)), make_rows(where, here)) & ~recut(where, here)
-    newest = np.full(len(catalogue), -1, dtype=np.int64)
+    current = np.full(len(catalogue), -1, dtype=np.int64)
     known = np.flatnonzero((position >= 0) & ~gone)
-    newest[position[known]] = known  # ascending, and the last one stays
+    known = known[np.argsort(fits[known], kind="stable")]
+    current[position[known]] = known  # one that fits, else the last: the last to be assigned stays
     asked = deleted["row"].to_numpy()[np.asarray(pc.equal(deleted["why"], deletions.ASKED), dtype=bool)]
     kept_out = np.zeros(len(catalogue), dtype=bool)
     kept_out[position[asked][position[asked] >= 0]] = True
-    kept_out &= newest < 0
-    good = (newest >= 0) & fits[newest]
+    kept_out &= current < 0
+    good = (current >= 0) & fits[current]
     return Changes(
         added=np.flatnonzero(~good & ~kept_out),
-        changed=known[(newest[position[known]] != known) | ~fits[known]],
+        changed=np.sort(known[(current[position[known]] != known) | ~fits[known]]),
         removed=np.flatnonzero((position < 0) & ~gone),
-        new=int(((newest < 0) & ~kept_out).sum()),
+        new=int(((current < 0) & ~kept_out).sum()),
         kept_out=int(kept_out.sum()),
     )

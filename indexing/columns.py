@@ -26,8 +26,8 @@ Columns = dict[str, npt.NDArray[Any]]
 def id_columns(source_ids: npt.NDArray[np.bytes_], deleted: npt.NDArray[np.bool_]) -> Columns:
     """`ids` (bytes); `ids_sorted` and `ids_order` (row of each sorted id) of those that are not deleted, for look-up by
     binary search."""
-    live = np.flatnonzero(~deleted)
-    order = live[np.argsort(source_ids[live], kind="stable")]
+    order = np.argsort(source_ids, kind="stable")
+    order = order[~deleted[order]]
     ordered = source_ids[order]
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(twice):

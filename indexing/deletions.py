@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from redshelf.indexing import store
 from redshelf.indexing.layout import Layout
@@ -42,15 +43,16 @@ def live(layout: Layout) -> npt.NDArray[np.bool_]:
 
 
 def add(layout: Layout, rows: Mapping[str, npt.NDArray[np.integer[Any]]]) -> None:
-    """List {why: rows} as deleted, but those that are listed already. Only under the lock of an ingest."""
+    """List {why: rows} as deleted, those that are listed already only where they are `ASKED` now. Only under the lock
+    of an ingest."""
     known = read(layout)
-    listed, new = known["row"].to_numpy(), {}
-    for why, some in rows.items():
-        new[why] = np.setdiff1d(some, listed).astype(np.int64)
+    asked = known.filter(pc.equal(known["why"], ASKED))
+    new = {why: np.setdiff1d(some, (asked if why == ASKED else known)["row"].to_numpy()) for why, some in rows.items()}
     if any(len(some) for some in new.values()):
         now = time.time()
         added = [
-            pa.table([some, np.full(len(some), now), pa.array([why] * len(some), pa.string())], schema=SCHEMA)
+            pa.table([some.astype(np.int64), np.full(len(some), now), pa.array([why] * len(some), pa.string())], SCHEMA)
             for why, some in new.items()
         ]
-        store.replace_table(layout.deleted, pa.concat_tables([known, *added]))
+        again = pc.is_in(known["row"], pa.array(new.get(ASKED, []), pa.int64()))
+        store.replace_table(layout.deleted, pa.concat_tables([known.filter(pc.invert(again)), *added]))

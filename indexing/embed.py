@@ -165,15 +165,14 @@ def embed_all(
 
     job = f"embed.{encoder.name}.{encoder.revision}"
     with alone(layout.work(f"{job}.lock"), f"another run is embedding {encoder.name} on {layout.root}"):
-        plan = partition.make(layout, encoder, part_rows=part_rows)
-        if plan is None:
-            return store.count_rows(layout.embeddings(encoder.name, encoder.revision))
-        todo = sorted(partition.missing(layout, plan))
-        before = plan.rows - plan.rows_of(todo)
-        label = f"embed {encoder.name}"
-        with tqdm(total=plan.rows, initial=before, unit=" sources", desc=label, disable=not progress) as bar:
-            if run is None:
-                embed_parts(layout, encoder, plan, todo, batch_size=batch_size, device=device, progress=bar.update)
-            else:
-                run(plan, todo, bar.update)
-        return commit(layout, plan)
+        while (plan := partition.make(layout, encoder, part_rows=part_rows)) is not None:
+            todo = sorted(partition.missing(layout, plan))
+            before = plan.rows - plan.rows_of(todo)
+            label = f"embed {encoder.name}"
+            with tqdm(total=plan.rows, initial=before, unit=" sources", desc=label, disable=not progress) as bar:
+                if run is None:
+                    embed_parts(layout, encoder, plan, todo, batch_size=batch_size, device=device, progress=bar.update)
+                else:
+                    run(plan, todo, bar.update)
+            commit(layout, plan)  # an open plan may be of fewer rows than the shelf has now: then another follows
+        return store.count_rows(layout.embeddings(encoder.name, encoder.revision))

@@ -29,6 +29,7 @@ def export_hats(layout: Layout, folder: Path, *, rows_per_pixel: int = ROWS_PER_
     those of labels.lance, null without a label. Memory: 32 bytes a source, and one partition of `rows_per_pixel` rows.
     """
     info = layout.read_info()
+    layout.refuse_open_update()
     sources = store.open_table(layout.sources)
     healpix29 = sources.to_table(columns=["healpix29"])["healpix29"].to_numpy()
     live = np.flatnonzero(deletions.live(layout))

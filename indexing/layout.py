@@ -13,9 +13,9 @@ from typing import Any
 
 from redshelf.indexing.files import read_json, write_bytes
 from redshelf.models.bands import Band
-from redshelf.models.errors import BadInput, NotFound, nearest
+from redshelf.models.errors import BadInput, Conflict, NotFound, nearest
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,14 @@ class Layout:
     def update_file(self) -> Path:
         """There while an ingest that changes the shelf has not ended."""
         return self.work("ingest") / "update.json"
+
+    def refuse_open_update(self) -> None:
+        """Raise `Conflict` while an ingest changes the shelf, or where one that did was interrupted."""
+        if self.update_file.is_file():
+            raise Conflict(
+                f"an update of {self.root} goes on or was interrupted: wait for it, or run `redshelf ingest "
+                "SURVEY.toml --update` again"
+            )
 
     def read_info(self) -> ShelfInfo:
         """shelf.toml; `NotFound` where there is no shelf, `BadInput` for one of another schema version."""

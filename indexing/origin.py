@@ -62,7 +62,8 @@ def of(survey: Survey, tiles: TilePaths) -> Origin:
     if not path.exists():
         raise BadInput(f"catalogue {path} does not exist")
     content = manifest(path, [path]) if path.is_dir() else sha256(path)
-    by_tile: dict[str, list[Any]] = {name: [_reading(survey)] for name in tiles}
+    by_row = survey.stamps is not None and survey.stamps.ids is None  # then the catalogue says which stamp is whose
+    by_tile: dict[str, list[Any]] = {name: [_reading(survey), content if by_row else None] for name in tiles}
     for image in images:
         by_tile[image[0]].append(image)
     return Origin(_hash([document, images, content]), {name: _hash(facts) for name, facts in by_tile.items()})

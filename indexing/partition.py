@@ -101,14 +101,26 @@ def _inputs(layout: Layout, needs: frozenset[str]) -> dict[str, str]:
     return {name: sha256(store.version_file(path, store.open_table(path))) for name, path in tables.items()}
 
 
+def _refuse_other_inputs(layout: Layout, plan: Plan, home: Path) -> None:
+    """`Conflict` unless the rows that a plan was made for are on the shelf: tables are only appended to, so that the
+    version that the plan names, and any later one, has them."""
+    for name, known in plan.inputs.items():
+        if all(sha256(file) != known for file in layout.table(name).glob("_versions/*.manifest")):
+            raise Conflict(
+                f"the plan in {home} was made for another shelf: {name}.lance has no version that it names; remove "
+                "that folder to begin anew"
+            )
+
+
 def propose(
     layout: Layout, encoder: Encoder, *, part_rows: int | None = None, task_parts: int | None = None
 ) -> Plan | None:
     """The plan for the rows that `encoder` has not embedded yet, None where there are none; nothing is written. A plan
-    that is open is gone on with.
+    that is open is gone on with, also where the shelf has got more rows since.
 
     `Conflict` where the open one was made with other sizes, or for another state of the shelf.
     """
+    layout.refuse_open_update()
     rows = int(store.open_table(layout.sources).count_rows())
     have = store.count_rows(layout.embeddings(encoder.name, encoder.revision))
     if have == rows:
@@ -139,7 +151,7 @@ def propose(
     for name, asked in (("part_rows", part_rows), ("task_parts", task_parts)):
         if asked is not None and asked != getattr(found, name):
             raise Conflict(f"an open plan has {name}={getattr(found, name)}, not {asked}: finish it, or remove {home}")
-    _same(found, plan, home)
+    _same(layout, found, plan, home)
     return found
 
 
@@ -197,13 +209,14 @@ def close(layout: Layout, plan: Plan) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def _same(found: Plan, now: Plan, home: Path) -> None:
-    for name in ("encoder", "revision", "weights_sha256", "dim", "fingerprint", "inputs", "first_row", "rows"):
+def _same(layout: Layout, found: Plan, now: Plan, home: Path) -> None:
+    for name in ("encoder", "revision", "weights_sha256", "dim", "fingerprint", "first_row"):
         if getattr(found, name) != getattr(now, name):
             raise Conflict(
                 f"the plan in {home} was made for another {name} ({getattr(found, name)}, now {getattr(now, name)}): "
                 "remove that folder to begin anew"
             )
+    _refuse_other_inputs(layout, found, home)
 
 
 def read(home: Path) -> Plan:
@@ -233,12 +246,11 @@ def find(layout: Layout, encoder: str) -> tuple[Plan, Path]:
             f"{len(places)} plans are open for encoder {encoder!r}: remove all but one of {', '.join(map(str, places))}"
         )
     plan = known[places[0]]
-    needs = frozenset({"pixels"} if "cutouts" in plan.inputs else ())
-    for name, now in (("fingerprint", layout.read_info().fingerprint), ("inputs", _inputs(layout, needs))):
-        if getattr(plan, name) != now:
-            raise Conflict(
-                f"the plan in {places[0]} was made for another shelf: its {name} differs; remove that folder"
-            )
+    if plan.fingerprint != layout.read_info().fingerprint:
+        raise Conflict(
+            f"the plan in {places[0]} was made for another shelf: its fingerprint differs; remove that folder"
+        )
+    _refuse_other_inputs(layout, plan, places[0])
     return plan, places[0]
 
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from redshelf.indexing import deletions, store
 from redshelf.indexing.files import alone
 from redshelf.indexing.layout import Layout
-from redshelf.models.errors import BadInput, Conflict
+from redshelf.models.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,9 @@ def delete(root: Path, ids: Sequence[str]) -> DeleteReport:
     if not ids:
         raise BadInput("no source ids are given: expected at least one")
     with alone(layout.work("ingest.lock"), f"another process is writing to {layout.root}: wait until it has ended"):
-        if layout.update_file.is_file():
-            raise Conflict(f"an update of {root} was interrupted: run `redshelf ingest SURVEY.toml --update` again")
+        layout.refuse_open_update()
         wanted = pa.array(sorted(set(ids)), pa.string())
-        known = store.open_table(layout.sources).to_table(columns=["source_id"])["source_id"].combine_chunks()
+        known = store.open_table(layout.sources).to_table(columns=["source_id"])["source_id"]
         found = np.asarray(pc.is_in(known, wanted).to_numpy(zero_copy_only=False), dtype=bool)
         unknown = wanted.filter(pc.invert(pc.is_in(wanted, known.filter(pa.array(found)))))
         if len(unknown):
@@ -58,7 +57,7 @@ def delete(root: Path, ids: Sequence[str]) -> DeleteReport:
             )
         live = deletions.live(layout)
         rows = np.flatnonzero(found & live)
-        deletions.add(layout, {deletions.ASKED: rows})
+        deletions.add(layout, {deletions.ASKED: np.flatnonzero(found)})  # rows that were listed before too: for good
         live[rows] = False
         labels = store.open_table(layout.labels).to_table() if store.exists(layout.labels) else None
         if labels is not None:

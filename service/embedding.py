@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from redshelf.indexing import ann, partition, store
+from redshelf.indexing import ann, deletions, partition, store
 from redshelf.indexing.batches import Reader, photometry, photometry_columns
 from redshelf.indexing.embed import embed_all, end_committed
 from redshelf.indexing.layout import Layout
@@ -34,9 +34,9 @@ def fit_photometry(layout: Layout) -> Photometry:
 
     info = layout.read_info()
     sources = store.open_table(layout.sources)
-    rows = np.arange(sources.count_rows())
+    rows = np.flatnonzero(deletions.live(layout))
     if len(rows) > FIT_ROWS:
-        rows = np.sort(np.random.default_rng(0).choice(len(rows), FIT_ROWS, replace=False))
+        rows = np.sort(np.random.default_rng(0).choice(rows, FIT_ROWS, replace=False))
     columns = photometry_columns(info.band_names)
     some = (rows[start : start + TAKE_ROWS] for start in range(0, len(rows), TAKE_ROWS))
     found = [photometry(sources.take(few, columns=columns), info.band_names) for few in some]
@@ -104,7 +104,7 @@ def _sample(layout: Layout, encoder: Backbone, device: str) -> Iterator[Batch]:
     from redshelf.models.backbone import visible
 
     reader = Reader(layout, layout.read_info(), bands=encoder.bands, needs=encoder.needs | {"fluxes"})
-    rows = np.sort(np.random.default_rng(0).permutation(reader.rows)[:PCA_ROWS])
+    rows = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(deletions.live(layout)))[:PCA_ROWS])
     for start in range(0, len(rows), 256):
         batch = reader.read(rows[start : start + 256])
         yield batch.select(visible(batch)).to(device)

@@ -227,7 +227,7 @@ def _fill(
     schema, make_rows = _source_rows(info, imaged, list(survey.catalogue.z_references))
     base, changes = 0, first(len(imaged.catalogue))
     if store.exists(layout.sources):
-        changes, base = changes_of(layout, imaged, source, make_rows), store.count_rows(layout.sources)
+        changes, base = changes_of(layout, info, imaged, source, make_rows), store.count_rows(layout.sources)
     told: dict[str, Any] = {"base": base, "mark": source.fingerprint}
     if info.has_images:
         _write_cutouts(layout, info, imaged, changes.added, part_rows=part_rows, progress=progress, **told)
@@ -242,8 +242,10 @@ def _write_labels(layout: Layout, survey: Survey) -> tuple[labels.MergedLabels, 
     sources' columns (without positions and photometry)."""
     states = [f"state_{name}" for name in survey.band_names]
     columns = ["source_id", "ra_deg", "dec_deg", "object_class", "tile", "flags", *states]
-    rows = np.flatnonzero(deletions.live(layout))
-    sources = store.open_table(layout.sources).to_table(columns=columns).take(pa.array(rows))
+    live = deletions.live(layout)
+    rows, sources = np.flatnonzero(live), store.open_table(layout.sources).to_table(columns=columns)
+    if not live.all():
+        sources = sources.filter(pa.array(live))
     merged = labels.build(
         survey,
         np.asarray(sources["source_id"].to_numpy(), dtype=np.bytes_),
@@ -283,9 +285,10 @@ def ingest(
         if info is not None and (changed or begun):
             if not update:
                 raise Conflict(
-                    f"{shelf} was made from another catalogue, survey file or set of images than {survey_file}"
-                    f"{', and an update of it was interrupted' if begun else ''}: with --update it takes over what has "
-                    "changed; else ingest into a new folder"
+                    f"an update of {shelf} was interrupted: --update goes on with it"
+                    if begun
+                    else f"{shelf} was made from another catalogue, survey file or set of images than {survey_file}: "
+                    "with --update it takes over what has changed; else ingest into a new folder"
                 )
             if not store.exists(layout.sources):
                 raise Conflict(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from redshelf.indexing import ann, columns, deletions, generation, parts, store
 from redshelf.indexing.batches import photometry, photometry_columns
@@ -137,6 +138,7 @@ def _columns(bands: tuple[str, ...], sources: Any, labels: Any | None, deleted: 
     z_survey = np.zeros(n, dtype="S64")
     if labels is not None:
         known = labels.to_table()
+        known = known.filter(pa.array(~deleted[known["row"].to_numpy()]))  # a delete that was killed leaves some
         rows = known["row"].to_numpy()
         z_spec[rows] = known["z_spec"].to_numpy()
         z_kind[rows] = [columns.KINDS.index(kind) for kind in known["z_kind"].to_pylist()]
@@ -198,8 +200,7 @@ def publish(root: Path, *, default_encoder: str | None = None, default_estimator
 
 
 def _publish(layout: Layout, default_encoder: str | None, default_estimator: str | None) -> Generation:
-    if layout.update_file.is_file():
-        raise Conflict(f"an update of {layout.root} was interrupted: run `redshelf ingest SURVEY.toml --update` again")
+    layout.refuse_open_update()
     encoders = _published_encoders(layout)
     if not encoders:
         raise NotFound(f"nothing to publish on {layout.root}: no encoder is embedded and indexed")

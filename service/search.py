@@ -111,6 +111,8 @@ def nearest_source(shelf: OpenShelf, ra_deg: float, dec_deg: float, *, radius_ar
     distance = separation_arcsec(shelf.columns["ra"], shelf.columns["dec"], ra_deg, dec_deg)
     distance[shelf.columns["deleted"]] = np.inf
     row = int(distance.argmin())
+    if not np.isfinite(distance[row]):
+        raise NotFound(f"survey {shelf.info.survey} has no source that is not deleted")
     if distance[row] > radius_arcsec:
         raise NotFound(
             f"no source within {radius_arcsec} arcsec of ra={ra_deg}, dec={dec_deg}; "

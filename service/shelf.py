@@ -133,7 +133,7 @@ class OpenShelf:
     @cached_property
     def usual_ebv(self) -> float:
         """The median E(B-V) of the sources, NaN where none is known."""
-        known = self.columns["ebv"][np.isfinite(self.columns["ebv"])]
+        known = self.columns["ebv"][np.isfinite(self.columns["ebv"]) & ~self.columns["deleted"]]
         return float(np.median(known)) if len(known) else float("nan")
 
     @cached_property

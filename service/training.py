@@ -229,7 +229,9 @@ def _shelf(root: Path, name: str) -> tuple[Layout, ShelfInfo]:
     if name in RESERVED:
         raise BadInput(f"encoder name {name!r} is taken by the encoder that needs no training: take another")
     layout = Layout(root)
-    return layout, layout.read_info()
+    info = layout.read_info()
+    layout.refuse_open_update()
+    return layout, info
 
 
 def _seen(layout: Layout) -> npt.NDArray[np.bool_]:

@@ -12,7 +12,7 @@ from redshelf.indexing import deletions, origin, store
 from redshelf.indexing.changes import Changes, Ints, MakeRows, compare
 from redshelf.indexing.files import read_json, write_json
 from redshelf.indexing.imaging import Imaged
-from redshelf.indexing.layout import Layout, ShelfInfo
+from redshelf.indexing.layout import Layout, ShelfInfo, finite_or_none
 from redshelf.indexing.origin import Origin
 from redshelf.indexing.survey import Survey
 from redshelf.models.errors import Conflict
@@ -37,8 +37,8 @@ def _begin(layout: Layout, mark: str) -> Update:
         if found.fingerprint == mark:
             return found
         update = Update(mark, rows, found.doubtful)
-        for receipts in (path for path in layout.update_file.parent.iterdir() if path.is_dir()):
-            shutil.rmtree(receipts)  # before the other update is forgotten
+    for receipts in layout.update_file.parent.glob("*/"):
+        shutil.rmtree(receipts)  # of others, before they are forgotten
     write_json(layout.update_file, asdict(update))
     return update
 
@@ -47,22 +47,36 @@ def refuse_others(layout: Layout, info: ShelfInfo, survey: Survey) -> None:
     """`Conflict` where rows of this survey cannot stand in the tables of the shelf."""
     px = survey.survey.cutout_px if survey.has_images else 0
     scale = survey.survey.pixel_scale_arcsec or float("nan")
-    bands = [(b.name, b.wavelength_nm, b.extinction) for b in survey.bands]
+    bands = [(b.name, b.wavelength_nm, b.extinction, b.psf_fwhm_arcsec) for b in survey.bands]
+    then = [(b.name, b.wavelength_nm, b.extinction, finite_or_none(b.psf_fwhm_arcsec)) for b in info.bands]
     columns = store.open_table(layout.sources).schema.names
     wanted = store.sources_schema(info.band_names, list(survey.catalogue.z_references)).names
-    for what, now, then in (
+    for what, new, old in (
         ("survey", survey.survey.name, info.survey),
-        ("bands", bands, [(b.name, b.wavelength_nm, b.extinction) for b in info.bands]),
+        ("bands", bands, then),
         ("cutout_px", px, info.cutout_px),
         ("pixel_scale_arcsec", scale, info.pixel_scale_arcsec),
         ("columns of the sources", wanted, columns),
     ):
-        if now != then and not (now != now and then != then):
-            raise Conflict(f"{layout.root} has {what} {then}, and the survey file {now}: ingest into a new folder")
+        if new != old and not (new != new and old != old):
+            raise Conflict(f"{layout.root} has {what} {old}, and the survey file {new}: ingest into a new folder")
 
 
-def changes_of(layout: Layout, imaged: Imaged, source: Origin, make_rows: MakeRows) -> Changes:
+def _refuse_new_units(info: ShelfInfo, imaged: Imaged) -> None:
+    """`Conflict` where a band has images now, and had none to measure the noise on that its cutouts are in units of."""
+    unknown = [b for b, band in enumerate(info.bands) if not np.isfinite(band.noise_ujy)]
+    noise = imaged.noise_ujy() if info.has_images and unknown else []
+    for b in unknown:
+        if noise and np.isfinite(noise[b]):
+            raise Conflict(
+                f"band {info.bands[b].name} has images now, and had none when the shelf was made, which has no unit "
+                "for its cutouts: ingest into a new folder"
+            )
+
+
+def changes_of(layout: Layout, info: ShelfInfo, imaged: Imaged, source: Origin, make_rows: MakeRows) -> Changes:
     """Write down that an update begins, and what it has to do."""
+    _refuse_new_units(info, imaged)
     update, before = _begin(layout, source.fingerprint), origin.read(layout).tiles
     differs = np.array([before.get(name) != source.tiles[name] for name in imaged.tiles] + [False])  # -1: on no tile
 

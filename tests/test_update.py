@@ -15,22 +15,24 @@ from astropy.table import Table
 from shelves import columns_of, kill_ingest
 from tiled_survey import SHAPE, tile_wcs, write_survey
 
-from redshelf.indexing import deletions, store
+from redshelf.indexing import deletions, partition, store
 from redshelf.indexing.export import export_hats
 from redshelf.indexing.filters import Filters
 from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.models.errors import BadInput, Conflict, NotFound
+from redshelf.service import bulk
 from redshelf.service import ingest as service
 from redshelf.service.check import check
 from redshelf.service.delete import delete, read_ids
 from redshelf.service.embedding import build_index, embed
-from redshelf.service.fit import fit
+from redshelf.service.fit import fit, read_labels
 from redshelf.service.ingest import IngestReport, ingest
 from redshelf.service.publish import publish
 from redshelf.service.redshift import redshifts
 from redshelf.service.search import nearest_source, neighbours
 from redshelf.service.shelf import open_shelf
 from redshelf.service.status import status
+from redshelf.service.training import Run, pretrain
 
 N = 60
 Edit = Callable[[Path], None]
@@ -95,7 +97,7 @@ def another_tile(folder: Path) -> None:
         image = rng.normal(0, 0.1, SHAPE).astype(np.float32)
         header = tile_wcs(0).to_header()
         header.update(change)
-        for band in ("g", "r", "z"):
+        for band in ("g", "r"):
             fits.PrimaryHDU(image, header).writeto(folder / "mosaics" / band / f"{name}.fits")
 
 
@@ -322,7 +324,7 @@ def test_an_update_that_is_really_killed_goes_on(
     for edit in (more, recalibrated):
         edit(survey.parent)
     kill_ingest(survey, shelf, done=done, update=True)
-    with pytest.raises(Conflict, match="an update of it was interrupted"):
+    with pytest.raises(Conflict, match=r"an update of .* was interrupted: --update goes on with it"):
         ingest(survey, shelf)
     ingest(survey, shelf, update=True, part_rows=8)
     assert_up_to_date(shelf)
@@ -334,6 +336,7 @@ def test_an_update_that_is_really_killed_goes_on(
         ('name = "toy"', 'name = "other"', "has survey toy, and the survey file other"),
         ("cutout_px = 16", "cutout_px = 32", "has cutout_px 16, and the survey file 32"),
         ('name = "z"', 'name = "y"', "has bands .*, and the survey file .*"),
+        ("psf_fwhm_arcsec = 0.7", "psf_fwhm_arcsec = 1.3", "has bands .*, and the survey file .*"),
         ('id = "id"', 'id = "id"\nz_references = {other = "z"}', "has columns of the sources .*"),
     ],
 )
@@ -350,6 +353,68 @@ def test_another_survey_is_refused_and_changes_nothing(
     after = live(shelf)
     assert all(np.array_equal(after[name].astype(str), values.astype(str)) for name, values in before.items())
     assert not Layout(shelf).update_file.exists()
+
+
+def test_a_band_whose_first_images_come_later_is_refused(survey: Path, shelf: Path) -> None:
+    image = np.random.default_rng(2).normal(0, 0.1, SHAPE).astype(np.float32)
+    fits.PrimaryHDU(image, tile_wcs(1).to_header()).writeto(survey.parent / "mosaics" / "z" / "t1.fits")
+    with pytest.raises(Conflict, match="band z has images now, and had none when the shelf was made"):
+        ingest(survey, shelf, update=True)
+    assert not Layout(shelf).update_file.exists()
+
+
+def test_rows_that_fit_again_after_a_killed_update_are_not_made_anew(survey: Path, shelf: Path) -> None:
+    kept = survey.parent.with_name("kept")
+    shutil.copytree(survey.parent, kept)
+    recalibrated(survey.parent)
+    assert run_until(survey, shelf, (service, "commit_parts", 1), after=True)
+    shutil.rmtree(survey.parent)
+    shutil.copytree(kept, survey.parent)
+    rows = store.count_rows(Layout(shelf).sources)
+    assert rows > N
+    ingest(survey, shelf, update=True)
+    assert store.count_rows(Layout(shelf).sources) == rows
+    assert deletions.live(Layout(shelf))[:N].all() and not deletions.live(Layout(shelf))[N:].any()
+
+
+def test_receipts_of_a_first_ingest_that_was_killed_twice_do_not_count(
+    survey: Path, shelf: Path, assert_up_to_date: Callable[[Path], None]
+) -> None:
+    receipts = Layout(shelf).work("ingest") / "cutouts-8"
+    shutil.copytree(shelf, shelf.with_name("first"))
+    brighter(survey.parent)
+    assert run_until(survey, shelf, (service, "commit_parts", 0), after=False)
+    shutil.copytree(receipts, shelf.with_name("first") / "work" / "ingest" / "cutouts-8")
+    shutil.rmtree(shelf)
+    shelf.with_name("first").rename(shelf)
+    ingest(survey, shelf, update=True, part_rows=8)
+    assert_up_to_date(shelf)
+
+
+def test_a_source_that_was_removed_and_then_deleted_by_hand_stays_deleted(survey: Path, shelf: Path) -> None:
+    whole = (survey.parent / "catalogue.fits").read_bytes()
+    catalogue(survey.parent, lambda table: table[1:])
+    assert ingest(survey, shelf, update=True).removed == 1
+    assert delete(shelf, ["s0"]).before == 1
+    (survey.parent / "catalogue.fits").write_bytes(whole)
+    report = ingest(survey, shelf, update=True)
+    assert (report.new, report.kept_out, report.sources) == (0, 1, N - 1)
+    assert not check(shelf).faults
+
+
+def test_stamps_in_the_order_of_the_catalogue_are_taken_again_when_it_is_another(survey: Path, tmp_path: Path) -> None:
+    rng, folder = np.random.default_rng(3), survey.parent
+    np.savez(folder / "stamps.npz", images=rng.normal(0, 1, (N, 16, 16, 3)).astype(np.float32))
+    text = "\n".join(line for line in survey.read_text().splitlines() if not line.startswith("image = "))
+    stamps = 'path = "stamps.npz"\narray = "images"\nbands = ["g", "r", "z"]\nunit = "uJy"'
+    survey.write_text(f"{text}\n[stamps]\n{stamps}\n")
+    ingest(survey, tmp_path / "s")
+    catalogue(folder, lambda table: table[np.array([1, 0, *range(2, N)])])
+    ingest(survey, tmp_path / "s", update=True)
+    ingest(survey, tmp_path / "other")
+    found, expected = live(tmp_path / "s"), live(tmp_path / "other")
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
 def test_a_deleted_source_stays_deleted(survey: Path, shelf: Path, tmp_path: Path) -> None:
@@ -467,9 +532,51 @@ def test_an_interrupted_update_cannot_be_published(served: tuple[Path, Path]) ->
         publish(root)
     with pytest.raises(Conflict, match=r"an update of .* was interrupted"):
         delete(root, ["s0100"])
+    with pytest.raises(Conflict, match=r"an update of .* was interrupted"):
+        export_hats(Layout(root), root.parent / "hats")
+    for command in (embed, fit):
+        with pytest.raises(Conflict, match=r"an update of .* was interrupted"):
+            command(root, encoder="vit")
+    with pytest.raises(Conflict, match=r"an update of .* was interrupted"):
+        pretrain(root, name="other", run=Run(steps=1))
     assert "an update that was interrupted" in status(root).missing[0]
     ingest(survey, root, update=True)
     assert status(root).n_sources == 295
+
+
+def test_a_plan_that_is_open_is_gone_on_with_after_an_update(served: tuple[Path, Path]) -> None:
+    root, survey = served
+    layout = Layout(root)
+    table = layout.embeddings("photometry", layout.newest("photometry"))
+    expected = columns_of(table)["vector"]
+    shutil.rmtree(table)
+    plan = bulk.make_plan(root, encoder="photometry", part_rows=50)
+    assert plan is not None and plan.parts == 6
+    for part in (0, 3):
+        bulk.do(root, encoder="photometry", part=part)
+
+    def change(table: Table) -> Table:
+        table["F_i"][20:30] *= 1.3
+        return table
+
+    catalogue(survey.parent, change)
+    ingest(survey, root, update=True)
+    bulk.do(root, encoder="photometry", part=1)
+    assert embed(root, encoder="photometry") == (layout.newest("photometry"), 310)
+    np.testing.assert_array_equal(columns_of(table)["vector"][:300], expected)
+    assert columns_of(table)["row"].tolist() == list(range(310))
+    assert not partition.open_plans(layout)
+
+
+def test_a_label_that_a_killed_delete_has_left_is_not_used(served: tuple[Path, Path]) -> None:
+    root, _ = served
+    row = store.open_table(Layout(root).labels).to_table(columns=["row"])["row"][0].as_py()
+    deletions.add(Layout(root), {deletions.ASKED: np.array([row])})
+    assert row not in read_labels(Layout(root)).rows
+    fit(root, encoder="photometry")
+    publish(root)
+    shelf = open_shelf(root)
+    assert np.isnan(shelf.columns["z_spec"][row]) and row not in shelf.redshift().label_rows
 
 
 @pytest.mark.parametrize(
