@@ -17,29 +17,49 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Part:
+class Piece:
     """Consecutive rows of one strip of one tile; `tile` is a position in the list of tiles, -1 for none."""
 
-    number: int
     tile: int
     strip: int
     first_row: int
     rows: int
 
 
+@dataclass(frozen=True)
+class Part:
+    """Consecutive pieces that are written, and written again after a kill, together."""
+
+    number: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def first_row(self) -> int:
+        return self.pieces[0].first_row
+
+    @property
+    def rows(self) -> int:
+        return sum(piece.rows for piece in self.pieces)
+
+
 def plan(tile_of_row: Ints, strip_of_row: Ints, part_rows: int) -> list[Part]:
-    """Cut rows, ordered by tile and strip, into parts of at most `part_rows` rows of one strip."""
+    """Cut rows, ordered by tile and strip, into parts of at most `part_rows` rows; strips of a few rows share one."""
     if part_rows < 1:
         raise BadInput(f"part_rows={part_rows}: expected at least 1")
     places = np.stack([tile_of_row, strip_of_row])
     starts = np.flatnonzero(np.diff(places, prepend=places[:, :1] - 1).any(axis=0))
     ends = np.append(starts[1:], len(tile_of_row))
-    spans = [
-        (int(tile_of_row[start]), int(strip_of_row[start]), first, min(part_rows, int(end) - first))
-        for start, end in zip(starts, ends, strict=True)
-        for first in range(int(start), int(end), part_rows)
-    ]
-    return [Part(number, *span) for number, span in enumerate(spans)]
+    parts: list[list[Piece]] = []
+    room = 0
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        for first in range(start, end, part_rows):
+            rows = min(part_rows, end - first)
+            if rows > room:
+                parts.append([])
+                room = part_rows
+            parts[-1].append(Piece(int(tile_of_row[start]), int(strip_of_row[start]), first, rows))
+            room -= rows
+    return [Part(number, tuple(pieces)) for number, pieces in enumerate(parts)]
 
 
 def order(catalogue: Catalogue, tiles: list[Tile], *, path: Path) -> tuple[Catalogue, list[Tile], Ints, Ints]:

@@ -98,14 +98,15 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     """The cutouts of some parts of the sources `chosen`, whose rows count from `first_row`; the pixels of a strip are
     read once for all of its parts, and are then let go."""
-    strips = [list(some) for _, some in groupby(parts, key=lambda part: (part.tile, part.strip))]
+    pieces = (piece for part in parts for piece in part.pieces)
+    strips = [list(some) for _, some in groupby(pieces, key=lambda piece: (piece.tile, piece.strip))]
     spans = [(some[0].tile, chosen[some[0].first_row : some[-1].first_row + some[-1].rows]) for some in strips]
     found = images_of(info, spans)
     for together in strips:
         images, low = next(found), together[0].first_row
-        for part in together:
-            rows = slice(part.first_row - low, part.first_row - low + part.rows)
-            yield from cutouts.batches(images, rows, cutout_px=info.cutout_px, first_row=first_row + part.first_row)
+        for piece in together:
+            rows = slice(piece.first_row - low, piece.first_row - low + piece.rows)
+            yield from cutouts.batches(images, rows, cutout_px=info.cutout_px, first_row=first_row + piece.first_row)
         del images  # before the next are read
 
 

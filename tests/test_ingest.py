@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +60,22 @@ def ingested(survey_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     return shelf, ingest(survey_file, shelf, part_rows=8)
 
 
-def test_a_plan_covers_every_row_once_and_never_mixes_strips_of_tiles() -> None:
+def test_a_plan_covers_every_row_once_in_pieces_of_one_strip_and_fills_its_parts() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         counts = rng.integers(0, 30, 5)
         tile_of, strip_of = np.repeat([3, 3, 0, 7, -1], counts), np.repeat([0, 1, 1, 0, 0], counts)
-        parts = plan(tile_of, strip_of, int(rng.integers(1, 12)))
+        most = int(rng.integers(1, 40))
+        parts = plan(tile_of, strip_of, most)
         rows = [row for part in parts for row in range(part.first_row, part.first_row + part.rows)]
         assert rows == list(range(len(tile_of))) and [p.number for p in parts] == list(range(len(parts)))
-        for p in parts:
+        pieces = [piece for part in parts for piece in part.pieces]
+        assert [row for p in pieces for row in range(p.first_row, p.first_row + p.rows)] == rows
+        for p in pieces:
             here = slice(p.first_row, p.first_row + p.rows)
             assert set(zip(tile_of[here], strip_of[here], strict=True)) == {(p.tile, p.strip)}
+        assert all(part.rows <= most for part in parts)
+        assert all(part.rows + after.pieces[0].rows > most for part, after in pairwise(parts))
 
 
 def test_the_report_says_what_there_is(ingested: tuple[Path, IngestReport]) -> None:
