@@ -142,7 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--batch-size", type=int, metavar="N", help="sources a step [what suits encoder and device]")
     p.add_argument("--device", help="one, or several with commas, a process each [every GPU, else cpu]")
     p.add_argument("--runner", choices=("local", "slurm", "ray"), default="local", help="who does the parts [local]")
-    p.add_argument("--part-rows", type=int, metavar="N", help="sources a part [16384, or 262144 without pixels]")
+    p.add_argument("--part-rows", type=int, metavar="N", help="sources a part [16384, or 131072 without pixels]")
     slurm = p.add_argument_group("SLURM, with --runner slurm")
     slurm.add_argument("--slurm", type=Path, metavar="FILE", help="its settings, like deploy/slurm/jeanzay.toml")
     slurm.add_argument("--gpu", metavar="NAME", help="which kind of the settings' [gpu]")

@@ -17,6 +17,12 @@ from types import TracebackType
 import httpx
 
 
+def peak_mb() -> float:
+    """The most memory that this process has held, MB. (`ru_maxrss` would count that of the process which began it.)"""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1024
+
+
 def data_folder() -> Path | None:
     """The folder of the real files; None, with a line saying so, when it is absent."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -28,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import in_turn
+from common import in_turn, peak_mb
 from kinds import KINDS, Kind, objective_of, reader_of, resized
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -222,7 +221,7 @@ def measure_training(plan: Plan) -> dict[str, float]:
 
 def peak(plan: Plan) -> dict[str, float]:
     """Largest resident memory of this process so far, in MB, and of the GPU."""
-    found = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    found = {"host": peak_mb()}
     return found | ({"gpu": torch.cuda.max_memory_allocated() / 2**20} if plan.place == "cuda" else {})
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import tomli_w
-from common import in_turn
+from common import in_turn, peak_mb
 
 from redshelf.indexing import cutouts, mosaic, store
 from redshelf.indexing import survey as surveys
@@ -162,7 +162,7 @@ def measure_ingest(file: Path, shelf: Path, *, rounds: int) -> tuple[float, floa
     return in_turn(bare, whole, rounds)
 
 
-def peak_mb(file: Path, shelf: Path) -> float:
+def peak_of(file: Path, shelf: Path) -> float:
     """Of a process of its own that ingests."""
     shutil.rmtree(shelf, ignore_errors=True)
     command = [sys.executable, __file__, "--peak", str(file), "--out", str(shelf)]
@@ -181,8 +181,7 @@ def main() -> int:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     if arguments.peak:
         ingest(arguments.peak, arguments.out)
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        print(int(status["VmHWM"].split()[0]) / 1024)  # ru_maxrss would count the parent's memory too
+        print(peak_mb())
         return 0
     tiles, side, loop = (1, 2048, 200) if arguments.quick else (2, 4096, 1000)
     sources = min(arguments.sources, 3000) if arguments.quick else arguments.sources
@@ -196,7 +195,7 @@ def main() -> int:
         file = write_survey(folder, kind, sources=sources, tiles=tiles, side=side)
         loop_rate, cut_rate, cut_ratio = measure_cut(file, rounds=arguments.rounds, loop=loop)
         bare, whole, ratio = measure_ingest(file, folder / "shelf", rounds=arguments.rounds)
-        quarter, every = (peak_mb(folder / f"{name}.toml", folder / "shelf") for name in ("quarter", "survey"))
+        quarter, every = (peak_of(folder / f"{name}.toml", folder / "shelf") for name in ("quarter", "survey"))
         print(
             f"| {kind} | {loop_rate:,.0f} | {cut_rate:,.0f} | {cut_ratio:.0f} | {bare:,.0f} | {whole:,.0f} "
             f"| {ratio:.2f} | {quarter:,.0f} / {every:,.0f} |",

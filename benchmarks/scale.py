@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from common import peak_mb
 from kinds import resized
 
 from redshelf.indexing import embed as bulk
@@ -79,8 +79,7 @@ def child(root: Path) -> None:
     began = time.perf_counter()
     rows = bulk.embed_all(layout, encoder)
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"rows": rows, "seconds": seconds, "peak_mb": peak, **spent}))
+    print(json.dumps({"rows": rows, "seconds": seconds, "peak_mb": peak_mb(), **spent}))
 
 
 def embedded(whole: Layout, folder: Path, rows: int) -> dict[str, Any]:

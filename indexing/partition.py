@@ -25,7 +25,7 @@ from redshelf.indexing.parts import done_parts
 from redshelf.models.encoder import Encoder
 from redshelf.models.errors import BadInput, Conflict, NotFound
 
-PART_ROWS, PART_ROWS_FLUXES = 16_384, 262_144  # under five minutes on a GPU: a task is told to end six before it must
+PART_ROWS, PART_ROWS_FLUXES = 16_384, 131_072  # under five minutes on a GPU: a task is told to end six before it must
 TASK_PARTS = 8
 PLAN_FILE = "plan.json"
 
