@@ -225,6 +225,7 @@ class Job:
         for line in _said("squeue", "--noheader", "--format=%i %T %r").splitlines():
             job, state, reason = line.split(maxsplit=2)
             if state == "PENDING" and "BeginTime" in reason:
+                time.sleep(2)  # slurmd refuses a job that it killed in the same second
                 subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False)
             if "held" in reason:
                 subprocess.run(["scontrol", "release", job], check=False)
@@ -400,6 +401,7 @@ def test_the_script_for_pretraining_goes_back_into_the_queue_and_ends_with_weigh
     wait(lambda: any(root.glob("work/train.vit*/*.safetensors")) or any(root.glob("work/**/*.jsonl")))
     subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
     wait(lambda: "BeginTime" in _said("squeue", "--noheader", f"--jobs={job}", "--format=%r"))
+    time.sleep(2)  # slurmd refuses a job that it killed in the same second
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
     wait(lambda: Layout(root).encoders().get("vit") is not None)
     log = (tmp_path / "log").read_text()
