@@ -199,8 +199,10 @@ def _examples(shelf: OpenShelf) -> list[dict[str, Any]]:
     z = shelf.columns["z_spec"]
     galaxy = np.isin(shelf.columns["object_class"], [CLASSES.index("galaxy"), CLASSES.index("unknown")])
     rows = np.flatnonzero(np.isfinite(z) & (z > 0) & galaxy)
-    everything = np.flatnonzero(~shelf.columns["deleted"])
-    rows = rows[np.argsort(z[rows], kind="stable")] if len(rows) >= EXAMPLES else everything
+    if len(rows) >= EXAMPLES:
+        rows = rows[np.argsort(z[rows], kind="stable")]
+    else:
+        rows = np.flatnonzero(~shelf.columns["deleted"])
     if not len(rows):
         return []
     spread = rows[np.unique(np.linspace(0, len(rows) - 1, EXAMPLES).astype(int))]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from redshelf.indexing import deletions
+from redshelf.indexing import deletions, store
 from redshelf.indexing.catalogue import Catalogue
 
 BATCH_ROWS = 65_536
@@ -39,17 +39,10 @@ def first(sources: int) -> Changes:
     return Changes(np.arange(sources), none, none, new=sources, kept_out=0)
 
 
-def _same(first: pa.Array, second: pa.Array) -> Bools:
-    if pa.types.is_string(first.type):
-        return np.asarray(pc.equal(first, second).to_numpy(zero_copy_only=False), dtype=bool)
-    a, b = (array.to_numpy(zero_copy_only=False) for array in (first, second))
-    alike = a == b
-    return np.asarray(alike | (np.isnan(a) & np.isnan(b)) if a.dtype.kind == "f" else alike)
-
-
 def _alike(first: pa.RecordBatch, second: pa.RecordBatch) -> Bools:
     """Rows (n,) that are alike in every column, NaN for NaN."""
-    return np.asarray(np.logical_and.reduce([_same(first[name], second[name]) for name in first.schema.names]))
+    pairs = ((batch[name].to_numpy(zero_copy_only=False) for batch in (first, second)) for name in first.schema.names)
+    return np.asarray(np.logical_and.reduce([store.same_rows(*pair) for pair in pairs]))
 
 
 def compare(sources: Any, deleted: pa.Table, catalogue: Catalogue, *, make_rows: MakeRows, recut: Recut) -> Changes:

@@ -22,8 +22,6 @@ ASKED, CHANGED, REMOVED = "asked", "changed", "removed"  # by `redshelf delete`;
 WHY = (ASKED, CHANGED, REMOVED)  # other values or images of the source, or has the source no more
 SCHEMA = pa.schema([("row", pa.int64()), ("when", pa.float64()), ("why", pa.string())])  # when: Unix seconds
 
-Rows = npt.NDArray[np.int64]
-
 
 def read(layout: Layout) -> pa.Table:
     """The table as it is now, empty where nothing was ever deleted."""
@@ -40,6 +38,11 @@ def mask(table: pa.Table, rows: int) -> npt.NDArray[np.bool_]:
 def live(layout: Layout) -> npt.NDArray[np.bool_]:
     """Which rows of the shelf are not deleted, (N,)."""
     return ~mask(read(layout), store.count_rows(layout.sources))
+
+
+def keep(table: pa.Table, live: npt.NDArray[np.bool_]) -> pa.Table:
+    """Those of a table's entries whose `row` is `live` (N,)."""
+    return table.filter(pa.array(live[table["row"].to_numpy()]))
 
 
 def add(layout: Layout, rows: Mapping[str, npt.NDArray[np.integer[Any]]]) -> None:

@@ -20,7 +20,7 @@ from redshelf.indexing.batches import photometry, photometry_columns
 from redshelf.indexing.catalogue import HEALPIX_ORDER, ID_PATTERN, healpix29, unit_vectors
 from redshelf.indexing.columns import CLASSES, KINDS, LOOK_UP, Columns
 from redshelf.indexing.deletions import WHY
-from redshelf.indexing.store import list_values
+from redshelf.indexing.store import list_values, same_rows
 from redshelf.models.errors import BadInput
 
 Lines = Generator[str, None, None]
@@ -277,13 +277,6 @@ def _look_up(columns: Columns, name: str) -> Lines:
     yield from tally.lines(name)
 
 
-def _same(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Bools:
-    """Rows (n,) that are alike, NaN for NaN."""
-    floats = first.dtype.kind == "f" and second.dtype.kind == "f"
-    alike = (first == second) | (np.isnan(first) & np.isnan(second)) if floats else first == second
-    return np.asarray(alike.reshape(len(alike), -1).all(axis=1))
-
-
 def generation_columns(
     columns: Columns,
     name: str,
@@ -316,13 +309,17 @@ def generation_columns(
         stored |= {key: _numbers(batch, column) for key, column in ALIKE.items()}
         stored |= {key: _texts(batch, column) for key, column in TEXTS.items()}
         for key, values in stored.items():
-            tally.add(f"{key} is not that of the sources", ~_same(columns[key][at[0] : at[0] + len(at)], values), at)
+            tally.add(
+                f"{key} is not that of the sources", ~same_rows(columns[key][at[0] : at[0] + len(at)], values), at
+            )
     labelled = 0
     for _, batch in scan(labels, ["row", "z_spec"], row_bytes=12, progress=progress) if labels is not None else ():
         rows = _integers(batch, "row")
         inside = (rows >= 0) & (rows < n)
         known = columns["z_spec"][rows[inside]]
-        tally.add("z_spec is not that of the labels", ~_same(known, _numbers(batch, "z_spec")[inside]), rows[inside])
+        tally.add(
+            "z_spec is not that of the labels", ~same_rows(known, _numbers(batch, "z_spec")[inside]), rows[inside]
+        )
         labelled += len(rows)
     found = sum(int(np.isfinite(columns["z_spec"][s : s + BATCH_ROWS]).sum()) for s in range(0, n, BATCH_ROWS))
     yield from tally.lines(name)

@@ -101,9 +101,11 @@ def _inputs(layout: Layout, needs: frozenset[str]) -> dict[str, str]:
     return {name: sha256(store.version_file(path, store.open_table(path))) for name, path in tables.items()}
 
 
-def _refuse_other_inputs(layout: Layout, plan: Plan, home: Path) -> None:
+def _refuse_other_shelf(layout: Layout, plan: Plan, home: Path) -> None:
     """`Conflict` unless the rows that a plan was made for are on the shelf: tables are only appended to, so that the
     version that the plan names, and any later one, has them."""
+    if plan.fingerprint != layout.read_info().fingerprint:
+        raise Conflict(f"the plan in {home} was made for another shelf: its fingerprint differs; remove that folder")
     for name, known in plan.inputs.items():
         if all(sha256(file) != known for file in layout.table(name).glob("_versions/*.manifest")):
             raise Conflict(
@@ -210,13 +212,13 @@ def close(layout: Layout, plan: Plan) -> None:
 
 
 def _same(layout: Layout, found: Plan, now: Plan, home: Path) -> None:
-    for name in ("encoder", "revision", "weights_sha256", "dim", "fingerprint", "first_row"):
+    for name in ("encoder", "revision", "weights_sha256", "dim", "first_row"):
         if getattr(found, name) != getattr(now, name):
             raise Conflict(
                 f"the plan in {home} was made for another {name} ({getattr(found, name)}, now {getattr(now, name)}): "
                 "remove that folder to begin anew"
             )
-    _refuse_other_inputs(layout, found, home)
+    _refuse_other_shelf(layout, found, home)
 
 
 def read(home: Path) -> Plan:
@@ -246,11 +248,7 @@ def find(layout: Layout, encoder: str) -> tuple[Plan, Path]:
             f"{len(places)} plans are open for encoder {encoder!r}: remove all but one of {', '.join(map(str, places))}"
         )
     plan = known[places[0]]
-    if plan.fingerprint != layout.read_info().fingerprint:
-        raise Conflict(
-            f"the plan in {places[0]} was made for another shelf: its fingerprint differs; remove that folder"
-        )
-    _refuse_other_inputs(layout, plan, places[0])
+    _refuse_other_shelf(layout, plan, places[0])
     return plan, places[0]
 
 

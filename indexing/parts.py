@@ -128,9 +128,15 @@ def write_part(
     return next_row - first_row
 
 
-def _committed_plans(dataset: Any) -> set[str]:
-    plans = ((t.transaction_properties or {}).get("plan") for t in dataset.get_transactions() if t is not None)
-    return {plan for plan in plans if plan}
+def _plan(transaction: Any | None) -> str:
+    """The plan that a transaction has committed, empty for none."""
+    properties = None if transaction is None else transaction.transaction_properties
+    return str((properties or {}).get("plan", ""))
+
+
+def plan_of(dataset: Any) -> str:
+    """The plan that made the version that `dataset` is open at, empty where none did."""
+    return _plan(dataset.read_transaction(dataset.version))
 
 
 def _checked(table: Path, receipts: Path, *, parts: int, plan: str) -> list[Receipt]:
@@ -176,7 +182,7 @@ def commit_parts(table: Path, schema: pa.Schema, *, receipts: Path, parts: int, 
         if exists(table):
             dataset = open_table(table)
             version, rows = int(dataset.version), int(dataset.count_rows())
-            if plan in _committed_plans(dataset):
+            if plan in {_plan(transaction) for transaction in dataset.get_transactions()} - {""}:
                 return _end(table, dataset, receipts, rows=rows, plan=plan)
         documents = _checked(table, receipts, parts=parts, plan=plan)
         for document in documents:

@@ -124,6 +124,13 @@ def list_values(column: pa.ChunkedArray | pa.FixedSizeListArray) -> npt.NDArray[
     return np.asarray(values.reshape(len(array), array.type.list_size))
 
 
+def same_rows(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which rows (n,) of two arrays (n, ...) are alike, NaN for NaN."""
+    floats = first.dtype.kind == "f" and second.dtype.kind == "f"
+    alike = (first == second) | (np.isnan(first) & np.isnan(second)) if floats else first == second
+    return np.asarray(alike.reshape(len(alike), -1).all(axis=1))
+
+
 def exists(path: Path) -> bool:
     """Whether there is a version of the table; a first commit that failed leaves the folder alone."""
     return any((path / "_versions").glob("*.manifest"))
@@ -168,13 +175,6 @@ def replace_table(path: Path, table: pa.Table) -> None:
     import lance
 
     lance.write_dataset(table, str(path), mode="overwrite" if exists(path) else "create")
-
-
-def plan_of(dataset: Any) -> str:
-    """The plan (`parts.commit_parts`) that made the version that `dataset` is open at, empty where none did."""
-    transaction = dataset.read_transaction(dataset.version)
-    properties = None if transaction is None else transaction.transaction_properties
-    return str((properties or {}).get("plan", ""))
 
 
 def restore(path: Path, *, rows: int) -> Any:

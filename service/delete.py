@@ -61,9 +61,8 @@ def delete(root: Path, ids: Sequence[str]) -> DeleteReport:
         live[rows] = False
         labels = store.open_table(layout.labels).to_table() if store.exists(layout.labels) else None
         if labels is not None:
-            kept = live[labels["row"].to_numpy()]
-            if not kept.all():
-                labels = labels.filter(pa.array(kept))
+            before, labels = len(labels), deletions.keep(labels, live)
+            if len(labels) < before:
                 store.replace_table(layout.labels, labels)
     return DeleteReport(
         deleted=len(rows),

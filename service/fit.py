@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from redshelf.indexing import ann, deletions, store
 from redshelf.indexing.files import read_json, write_bytes, write_json
@@ -58,7 +57,7 @@ def read_labels(layout: Layout) -> GalaxyLabels:
     if not store.count_rows(layout.labels):
         raise NotFound(f"{layout.root} has no labels: add a [[labels]] section to the survey file and ingest again")
     labels = store.open_table(layout.labels).to_table(columns=["row", "z_spec", "z_kind", "object_class"])
-    labels = labels.filter(pa.array(deletions.live(layout)[labels["row"].to_numpy()]))
+    labels = deletions.keep(labels, deletions.live(layout))
     rows, z = labels["row"].to_numpy(), labels["z_spec"].to_numpy().astype(np.float64)
     kind = np.array(labels["z_kind"].to_pylist())
     spectral = np.array(labels["object_class"].to_pylist())

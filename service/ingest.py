@@ -31,7 +31,7 @@ from redshelf.indexing.imaging import Imaged, ImagesOf, Ints, TilePaths
 from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.indexing.memory import keep_freed_memory
 from redshelf.indexing.origin import Origin
-from redshelf.indexing.parts import commit_parts, done_parts, write_part
+from redshelf.indexing.parts import commit_parts, done_parts, plan_of, write_part
 from redshelf.indexing.survey import Survey
 from redshelf.indexing.vectors import ahead
 from redshelf.models.bands import DETECTION_SNR, Band, State, flux_to_ab
@@ -136,7 +136,7 @@ def _write_cutouts(
     plan = f"ingest-{mark}"
     if store.exists(layout.cutouts):
         dataset = store.open_table(layout.cutouts)
-        if dataset.count_rows() == base + len(added) and store.plan_of(dataset).startswith(plan):
+        if dataset.count_rows() == base + len(added) and plan_of(dataset).startswith(plan):
             return
         if dataset.count_rows() != base:  # of an ingest that was killed, of another state of the survey
             dataset = store.restore(layout.cutouts, rows=base)
@@ -299,7 +299,7 @@ def ingest(
         finished = info is not None and not changed and not begun and store.exists(layout.sources)
         cuts: dict[str, int] = {}
         unknown: int | None = None
-        changes: Changes | None = None
+        changes = first(0)  # none
         if not finished:
             cuts, unknown, changes = _fill(layout, survey, paths, source, part_rows=part_rows, progress=progress)
         merged, sources = _write_labels(layout, survey)
@@ -314,10 +314,10 @@ def ingest(
     return IngestReport(
         survey=survey.survey.name,
         sources=len(sources),
-        new=0 if changes is None else changes.new,
-        changed=0 if changes is None else len(changes.changed),
-        removed=0 if changes is None else len(changes.removed),
-        kept_out=0 if changes is None else changes.kept_out,
+        new=changes.new,
+        changed=len(changes.changed),
+        removed=len(changes.removed),
+        kept_out=changes.kept_out,
         cut={cut: {"removed": rows} for cut, rows in cuts.items()},
         labelled=len(merged.table),
         states=states,

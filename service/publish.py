@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from redshelf.indexing import ann, columns, deletions, generation, parts, store
 from redshelf.indexing.batches import photometry, photometry_columns
@@ -137,8 +136,7 @@ def _columns(bands: tuple[str, ...], sources: Any, labels: Any | None, deleted: 
     z_spec, z_kind = np.full(n, np.nan, dtype=np.float32), np.zeros(n, dtype=np.int8)
     z_survey = np.zeros(n, dtype="S64")
     if labels is not None:
-        known = labels.to_table()
-        known = known.filter(pa.array(~deleted[known["row"].to_numpy()]))  # a delete that was killed leaves some
+        known = deletions.keep(labels.to_table(), ~deleted)  # a delete that was killed leaves some
         rows = known["row"].to_numpy()
         z_spec[rows] = known["z_spec"].to_numpy()
         z_kind[rows] = [columns.KINDS.index(kind) for kind in known["z_kind"].to_pylist()]
