@@ -7,7 +7,8 @@ photometry network; the multi-band transformer with random weights, pretrained (
 frozen and specialised; direct supervised training; the inception CNN and its multimodal form; each beside photometry.
 Three seeds each (training, and the draw of the labels); targets have no label in any scenario. A curve follows redshift
 quality against the number of unlabelled images, at equal compute. Every job leaves its result under --out, so a run
-that is ended goes on from there. --quick: the two baselines, the masked encoder and the curve, on 10,000 sources: three minutes.
+that is ended goes on from there. --quick: the baselines, the masked encoder and the curve, on 10,000 sources, in three
+minutes.
 """
 
 from __future__ import annotations
