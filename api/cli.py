@@ -60,6 +60,18 @@ def _training(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--seed", type=int, default=0)
 
 
+def _parts(parser: argparse.ArgumentParser, *, rows: str, tasks: str) -> None:
+    parser.add_argument("--runner", choices=("local", "slurm", "ray"), default="local", help="who does it [local]")
+    parser.add_argument("--part-rows", type=int, metavar="N", help=f"sources a part [{rows}]")
+    parser.add_argument("--task-parts", type=int, metavar="N", help=f"parts a task of SLURM [{tasks}]")
+    parser.add_argument("--slurm", type=Path, metavar="FILE", help="SLURM's settings, like deploy/slurm/jeanzay.toml")
+    steps = parser.add_argument_group("single steps, as a scheduler calls them; one of").add_mutually_exclusive_group()
+    steps.add_argument("--plan", action="store_true", help="write what is to do, and do nothing of it")
+    steps.add_argument("--part", type=int, metavar="I", help="do one part of the plan")
+    steps.add_argument("--task", type=int, metavar="T", help="do the parts of one task of the plan")
+    steps.add_argument("--commit", action="store_true", help="end the plan; with --runner slurm, or send what misses")
+
+
 def _question(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_argument_group("the question, one of")
     asked.add_argument("--id", dest="source_id", help="a source of the survey")
@@ -106,6 +118,8 @@ def build_parser() -> argparse.ArgumentParser:
     p = add("ingest", "read a survey's catalogue and images into the shelf; resumable")
     p.add_argument("survey", type=Path, metavar="SURVEY.toml")
     p.add_argument("--update", action="store_true", help="take over what has changed in the survey since")
+    p.add_argument("--processes", type=int, metavar="N", help="that cut cutouts, on this machine [1]")
+    _parts(p, rows="4096", tasks="256")
 
     p = add("delete", "leave sources out of all answers; their rows stay")
     p.add_argument("--ids", type=Path, required=True, metavar="FILE", help="text file of source ids, one a line")
@@ -141,17 +155,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--batch-size", type=int, metavar="N", help="sources a step [what suits encoder and device]")
     p.add_argument("--device", help="one, or several with commas, a process each [every GPU, else cpu]")
-    p.add_argument("--runner", choices=("local", "slurm", "ray"), default="local", help="who does the parts [local]")
-    p.add_argument("--part-rows", type=int, metavar="N", help="sources a part [16384, or 131072 without pixels]")
-    slurm = p.add_argument_group("SLURM, with --runner slurm")
-    slurm.add_argument("--slurm", type=Path, metavar="FILE", help="its settings, like deploy/slurm/jeanzay.toml")
-    slurm.add_argument("--gpu", metavar="NAME", help="which kind of the settings' [gpu]")
-    slurm.add_argument("--task-parts", type=int, metavar="N", help="parts a task [8]")
-    steps = p.add_argument_group("single steps, as a scheduler calls them; one of").add_mutually_exclusive_group()
-    steps.add_argument("--plan", action="store_true", help="write what is to do, and do nothing of it")
-    steps.add_argument("--part", type=int, metavar="I", help="do one part of the plan")
-    steps.add_argument("--task", type=int, metavar="T", help="do the parts of one task of the plan")
-    steps.add_argument("--commit", action="store_true", help="end the plan; with --runner slurm, or send what misses")
+    _parts(p, rows="16384, or 131072 without pixels", tasks="8")
+    p.add_argument("--gpu", metavar="NAME", help="with --runner slurm, a kind of the settings' [gpu], or cpu")
     hub = p.add_argument_group("a published network (DINO, DINOv2, DINOv3, CLIP)")
     hub.add_argument("--input-px", type=int, metavar="PX", help="side that cutouts are resampled to [1.75 cutouts]")
     hub.add_argument("--pca", type=int, metavar="D", help="project to D dimensions, fitted on the shelf")
@@ -197,28 +202,40 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 MAKES = {"weights", "input_px", "pca", "with_photometry", "space", "sha256", "random_seed", "part_rows"}
-TAKES = {  # what a step or a runner of `embed` uses of its options; another one would be silently ignored
-    "--part": {"batch_size", "device"},
-    "--task": {"batch_size", "device"},
-    "--commit": {"runner"},
-    "--plan": MAKES | {"task_parts"},
-    "--runner local": MAKES | {"batch_size", "device"},
-    "--runner ray": MAKES | {"batch_size", "runner"},
-    "--runner slurm": MAKES | {"slurm", "gpu", "task_parts", "runner"},
+TAKES = {  # what a step or a runner uses of its command's options; another one would be silently ignored
+    "embed": {
+        "--part": {"batch_size", "device"},
+        "--task": {"batch_size", "device"},
+        "--commit": {"runner"},
+        "--plan": MAKES | {"task_parts"},
+        "--runner local": MAKES | {"batch_size", "device"},
+        "--runner ray": MAKES | {"batch_size", "runner"},
+        "--runner slurm": MAKES | {"slurm", "gpu", "task_parts", "runner"},
+    },
+    "ingest": {
+        "--part": set(),
+        "--task": set(),
+        "--commit": {"runner"},
+        "--plan": {"update", "part_rows", "task_parts"},
+        "--runner local": {"update", "part_rows", "processes"},
+        "--runner ray": {"update", "part_rows", "runner"},
+        "--runner slurm": {"update", "part_rows", "task_parts", "slurm", "runner"},
+    },
 }
 
 
-def _check_embed(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+def _check_steps(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    takes = TAKES[arguments.command]
     step = next((f"--{name}" for name in ("part", "task") if getattr(arguments, name) is not None), None)
     step = step or ("--plan" if arguments.plan else "--commit" if arguments.commit else f"--runner {arguments.runner}")
-    plain = {"runner": "local", "space": "trunk", "with_photometry": False}
-    for name in set().union(*TAKES.values()) - TAKES[step]:
+    plain = {"runner": "local", "space": "trunk", "with_photometry": False, "update": False}
+    for name in set().union(*takes.values()) - takes[step]:
         if getattr(arguments, name) != plain.get(name):
-            parser.error(f"embed {step} does not use --{name.replace('_', '-')}")
+            parser.error(f"{arguments.command} {step} does not use --{name.replace('_', '-')}")
     if step == "--runner slurm" and arguments.slurm is None:
         parser.error("--runner slurm needs --slurm FILE, settings like deploy/slurm/jeanzay.toml")
     if step == "--commit" and arguments.runner == "ray":
-        parser.error("embed --commit does not use --runner ray")
+        parser.error(f"{arguments.command} --commit does not use --runner ray")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -233,8 +250,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("ask about exactly one of --id, --ra with --dec, and --cutout")
         if arguments.json and arguments.estimator:
             parser.error("--json prints the neighbours alone, and --estimator is of the redshift")
-    if arguments.command == "embed":
-        _check_embed(parser, arguments)
+    if arguments.command in TAKES:
+        _check_steps(parser, arguments)
     # OpenMP threads that spin while they wait slow down everybody on a shared machine, themselves included; alone on 2
     # cores, sleeping ones cost a training 7%
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -56,10 +56,27 @@ def simulate(arguments: Namespace) -> int:
 
 
 def ingest(arguments: Namespace) -> int:
-    from redshelf.service.ingest import ingest
+    from redshelf.service import ingest
 
-    report = ingest(arguments.survey, _shelf(arguments), update=arguments.update, progress=_progress())
-    return _report(report, arguments)
+    survey, shelf = arguments.survey, _shelf(arguments)
+    on_slurm = arguments.runner == "slurm"
+    if arguments.part is not None or arguments.task is not None:
+        return _report(ingest.do(survey, shelf, part=arguments.part, task=arguments.task), arguments)
+    if arguments.commit:
+        return _report(
+            ingest.commit_or_resubmit(survey, shelf) if on_slurm else ingest.commit(survey, shelf), arguments
+        )
+    how: dict[str, Any] = {"update": arguments.update, "part_rows": arguments.part_rows}
+    sizes = {"task_parts": arguments.task_parts}
+    if arguments.plan:
+        plan = ingest.make_plan(survey, shelf, **how, **sizes)
+        told = {"parts": 0} if plan is None else {"plan": plan.facts.id, "parts": plan.parts, "tasks": plan.tasks}
+        return _report(told, arguments)
+    if on_slurm:
+        return _report(ingest.submit(survey, shelf, **how, **sizes, settings=arguments.slurm), arguments)
+    processes = 1 if arguments.processes is None else arguments.processes
+    found = ingest.ingest(survey, shelf, **how, processes=processes, runner=arguments.runner, progress=_progress())
+    return _report(found, arguments)
 
 
 def delete(arguments: Namespace) -> int:

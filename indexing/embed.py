@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,16 @@ import numpy as np
 from redshelf.indexing import partition, store
 from redshelf.indexing.batches import Reader
 from redshelf.indexing.files import alone
+from redshelf.indexing.jobs import Do, Run
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.memory import keep_freed_memory
 from redshelf.indexing.partition import Plan
 from redshelf.indexing.parts import commit_parts, write_part
 from redshelf.indexing.vectors import Vectors, placed, vectors
+from redshelf.models import checkpoint
 from redshelf.models.encoder import Encoder
 from redshelf.models.errors import BadInput, Conflict, Interrupted
+from redshelf.models.parallel import usable_device
 
 # of a batch: on a CPU what its caches hold, on a GPU enough to fill it, without pixels what makes Python's part small
 BATCH_CPU, BATCH_GPU, BATCH_FLUXES = 64, 512, 8192
@@ -142,7 +146,23 @@ def end_committed(layout: Layout, encoder: str) -> None:
             commit(layout, plan)
 
 
-Run = Callable[[Plan, list[int], Callable[[int], object]], None]  # does some parts, and tells of the rows
+def worker(root: Path, encoder: str, batch_size: int | None, device: str, threads: int) -> Do:
+    """What does parts of the open plan of an encoder in a process of its own: the encoder is loaded and moved once."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    layout = Layout(root)
+    plan, _ = partition.find(layout, encoder)
+    loaded = checkpoint.load(layout.model(plan.encoder, plan.revision))
+    if isinstance(loaded, torch.nn.Module):
+        loaded.to(usable_device(device))
+
+    def do(parts: Sequence[int]) -> int:
+        embed_parts(layout, loaded, plan, parts, device=device, batch_size=batch_size)
+        return plan.rows_of(parts)
+
+    return do
 
 
 def embed_all(
@@ -173,6 +193,6 @@ def embed_all(
                 if run is None:
                     embed_parts(layout, encoder, plan, todo, batch_size=batch_size, device=device, progress=bar.update)
                 else:
-                    run(plan, todo, bar.update)
+                    run([[part] for part in todo], bar.update)
             commit(layout, plan)  # an open plan may be of fewer rows than the shelf has now: then another follows
         return store.count_rows(layout.embeddings(encoder.name, encoder.revision))

@@ -1,14 +1,17 @@
 """Where a shelf's pixels come from: mosaics, or stamps that were cut already, for all that is done with either alike.
 
-`find` lists the files, `inputs` what a shelf depends on, `imaged` puts the catalogue in the order they are read in.
+`find` lists the files, `inputs` what a shelf depends on, `imaged` puts the catalogue in the order they are read in,
+`images` reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +25,10 @@ from redshelf.models.errors import BadInput
 
 Ints = npt.NDArray[np.int64]
 TilePaths = dict[str, dict[str, Path]]  # tile -> band -> image, or tile -> STAMPS -> archive
-Span = tuple[int, Ints]  # positions of sources on one strip of a tile, -1 for none
+# the number of a tile, -1 for none, and where on it sources of one strip lie: RA and Dec [deg] (n, 2), or the places of
+# their stamps (n,) in an archive
+Span = tuple[int, npt.NDArray[Any]]
 BandImages = Iterator[list[cutouts.BandImage | None]]
-ImagesOf = Callable[[ShelfInfo, Sequence[Span]], BandImages]
 
 STAMPS = "stamps"
 NOISE_TILES = 8  # mosaics of a band whose noise is measured, spread over the survey
@@ -59,9 +63,9 @@ class Imaged:
     tiles: tuple[str, ...]
     tile_of: Ints  # (N,) -1 for none
     strip_of: Ints  # (N,)
+    where: npt.NDArray[Any]  # (N, 2) or (N,), as in `Span`
     pixels: int  # to be made ready, about
     noise_ujy: Callable[[], list[float]]  # of each band, measured when it is asked for
-    images_of: ImagesOf
     stamps_of_no_source: int | None
 
 
@@ -82,35 +86,21 @@ def _mosaics_noise(survey: Survey, tiles: Sequence[Tile]) -> list[float]:
     return measured
 
 
-def _mosaic_images(info: ShelfInfo, catalogue: Catalogue, tiles: Sequence[Tile], spans: Sequence[Span]) -> BandImages:
-    """The images of the sources of each span."""
-    for number, rows in spans:
-        ra, dec = catalogue.ra_deg[rows], catalogue.dec_deg[rows]
-        yield cutouts.band_images(info, tiles[number] if number >= 0 else None, ra, dec)
-
-
 def _on_mosaics(survey: Survey, catalogue: Catalogue, paths: TilePaths) -> Imaged:
     tiles = [mosaic.open_tile(survey, name, bands) for name, bands in paths.items()]
     catalogue, tiles, tile_of, strip_of = tiling.order(catalogue, tiles, path=survey.resolve(survey.catalogue.path))
     pixels = sum(m.shape[0] * m.shape[1] for tile in tiles for m in tile.mosaics if m is not None)
-
-    def images_of(info: ShelfInfo, spans: Sequence[Span]) -> BandImages:
-        return _mosaic_images(info, catalogue, tiles, spans)
-
+    where = np.stack([catalogue.ra_deg, catalogue.dec_deg], axis=1)
     names = tuple(tile.name for tile in tiles)
-    return Imaged(catalogue, names, tile_of, strip_of, pixels, partial(_mosaics_noise, survey, tiles), images_of, None)
+    return Imaged(catalogue, names, tile_of, strip_of, where, pixels, partial(_mosaics_noise, survey, tiles), None)
 
 
 def _on_stamps(survey: Survey, catalogue: Catalogue, paths: TilePaths, *, file_rows: int) -> Imaged:
     files = [archives.open_archive(survey, name, of[STAMPS]) for name, of in paths.items()]
     catalogue, files, tile_of, strip_of, place, unknown = stamps.order(survey, catalogue, files, file_rows=file_rows)
     pixels = len(catalogue) * len(survey.bands) * survey.survey.cutout_px**2
-
-    def images_of(info: ShelfInfo, spans: Sequence[Span]) -> BandImages:
-        return stamps.images(survey, info, files, [(number, place[rows]) for number, rows in spans])
-
     names = tuple(file.name for file in files)
-    return Imaged(catalogue, names, tile_of, strip_of, pixels, partial(stamps.noise, survey, files), images_of, unknown)
+    return Imaged(catalogue, names, tile_of, strip_of, place, pixels, partial(stamps.noise, survey, files), unknown)
 
 
 def imaged(survey: Survey, catalogue: Catalogue, paths: TilePaths, *, file_rows: int) -> Imaged:
@@ -118,3 +108,17 @@ def imaged(survey: Survey, catalogue: Catalogue, paths: TilePaths, *, file_rows:
     if survey.stamps is None:
         return _on_mosaics(survey, catalogue, paths)
     return _on_stamps(survey, catalogue, paths, file_rows=file_rows)
+
+
+def images(
+    survey: Survey, info: ShelfInfo, paths: TilePaths, tiles: Sequence[str], spans: Iterable[Span]
+) -> BandImages:
+    """The images of the sources of each span, whose tile numbers count in `tiles`; a tile is opened once for the spans
+    that follow one another on it."""
+    if survey.stamps is not None:
+        yield from stamps.images(survey, info, [paths[name][STAMPS] for name in tiles], spans)
+        return
+    for number, together in groupby(spans, key=lambda span: span[0]):
+        tile = mosaic.open_tile(survey, tiles[number], paths[tiles[number]]) if number >= 0 else None
+        for _, where in together:
+            yield cutouts.band_images(info, tile, where[:, 0], where[:, 1])

@@ -51,32 +51,57 @@ def _reading(survey: Survey) -> Any:
     return [survey.survey.pixel_scale_arcsec, survey.survey.cutout_px, bands, stamps]
 
 
+def _images(survey: Survey, tiles: TilePaths) -> list[Any]:
+    """[tile, what, name, size and hash] of every image, weight, mask and archive of stamps."""
+    facts = cache(lambda file: [file.name, file.stat().st_size, sampled_sha256(file)])  # tiles may share a mask
+    return [[*what, *facts(file)] for what, file in imaging.inputs(survey, tiles)]
+
+
+def _catalogue(survey: Survey) -> Any:
+    """The hash of the catalogue's bytes; `BadInput` where there is none."""
+    path = survey.resolve(survey.catalogue.path)
+    if not path.exists():
+        raise BadInput(f"catalogue {path} does not exist")
+    return manifest(path, [path]) if path.is_dir() else sha256(path)
+
+
+def _by_row(survey: Survey) -> bool:
+    """Whether the catalogue says which stamp is whose."""
+    return survey.stamps is not None and survey.stamps.ids is None
+
+
+def _by_tile(survey: Survey, tiles: TilePaths, images: list[Any], content: Any) -> dict[str, str]:
+    by_tile: dict[str, list[Any]] = {name: [_reading(survey), content if _by_row(survey) else None] for name in tiles}
+    for image in images:
+        by_tile[image[0]].append(image)
+    return {name: _hash(facts) for name, facts in by_tile.items()}
+
+
 def of(survey: Survey, tiles: TilePaths) -> Origin:
     """The catalogue's bytes, the survey file, and the name, size and `sampled_sha256` of every image, weight, mask and
     archive of stamps: 1 MiB of each is read, so a change of a few pixels in a large one may pass unseen (not in an npz,
     whose end holds the checksums of its arrays)."""
     document = survey.model_dump(mode="json", exclude={"labels"} | (set() if survey.stamps else {"stamps"}))
-    facts = cache(lambda file: [file.name, file.stat().st_size, sampled_sha256(file)])  # tiles may share a mask
-    images = [[*what, *facts(file)] for what, file in imaging.inputs(survey, tiles)]
-    path = survey.resolve(survey.catalogue.path)
-    if not path.exists():
-        raise BadInput(f"catalogue {path} does not exist")
-    content = manifest(path, [path]) if path.is_dir() else sha256(path)
-    by_row = survey.stamps is not None and survey.stamps.ids is None  # then the catalogue says which stamp is whose
-    by_tile: dict[str, list[Any]] = {name: [_reading(survey), content if by_row else None] for name in tiles}
-    for image in images:
-        by_tile[image[0]].append(image)
-    return Origin(_hash([document, images, content]), {name: _hash(facts) for name, facts in by_tile.items()})
+    images, content = _images(survey, tiles), _catalogue(survey)
+    return Origin(_hash([document, images, content]), _by_tile(survey, tiles, images, content))
 
 
-def write(layout: Layout, origin: Origin) -> None:
-    """Write origin.json whole."""
-    write_json(layout.origin_file, asdict(origin))
+def of_tiles(survey: Survey, tiles: TilePaths) -> dict[str, str]:
+    """`Origin.tiles` of some tiles alone."""
+    return _by_tile(survey, tiles, _images(survey, tiles), _catalogue(survey) if _by_row(survey) else None)
+
+
+def write(file: Path, origin: Origin) -> None:
+    """Write it whole."""
+    write_json(file, asdict(origin))
+
+
+def load(file: Path) -> Origin:
+    """What `write` has written."""
+    return Origin(**read_json(file))
 
 
 def read(layout: Layout) -> Origin:
     """What the last ingest that ended has made the shelf from. Where it did not write that down, as earlier versions of
     redshelf did not, no tile is known, so that an update cuts them all again."""
-    if not layout.origin_file.is_file():
-        return Origin(layout.read_info().fingerprint, {})
-    return Origin(**read_json(layout.origin_file))
+    return load(layout.origin_file) if layout.origin_file.is_file() else Origin(layout.read_info().fingerprint, {})

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from filelock import FileLock
 
 from redshelf.indexing import store
 from redshelf.indexing.files import read_json, sha256, write_json
+from redshelf.indexing.jobs import Job, Parts
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.parts import done_parts
 from redshelf.models.encoder import Encoder
@@ -33,7 +35,7 @@ Span = tuple[int, int]  # first row, past the last
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Parts):
     """Rows `first_row` to `rows` of a shelf through one encoder, in parts of `part_rows`, `task_parts` of them a task.
 
     `inputs`: sha256 of the manifest of each table read, which names every file of its version. `weights_sha256` is of
@@ -65,30 +67,14 @@ class Plan:
     def parts(self) -> int:
         return math.ceil((self.rows - self.first_row) / self.part_rows)
 
-    @property
-    def tasks(self) -> int:
-        return math.ceil(self.parts / self.task_parts)
-
     def span(self, part: int) -> Span:
         """The rows of a part; `BadInput` for one that the plan has not."""
-        if not 0 <= part < self.parts:
-            raise BadInput(f"part {part}: the plan has parts 0 to {self.parts - 1}")
+        self.check_part(part)
         first = self.first_row + part * self.part_rows
         return first, min(first + self.part_rows, self.rows)
 
     def rows_of(self, parts: Iterable[int]) -> int:
-        """How many rows `parts` have together."""
         return sum(past - first for first, past in map(self.span, parts))
-
-    def parts_of(self, task: int) -> range:
-        """The parts of a task; `BadInput` for one that the plan has not."""
-        if not 0 <= task < self.tasks:
-            raise BadInput(f"task {task}: the plan has tasks 0 to {self.tasks - 1}")
-        return range(task * self.task_parts, min((task + 1) * self.task_parts, self.parts))
-
-    def tasks_of(self, parts: set[int]) -> list[int]:
-        """The tasks that any of `parts` belongs to."""
-        return sorted({part // self.task_parts for part in parts})
 
 
 def folder(layout: Layout, encoder: str, revision: str) -> Path:
@@ -190,6 +176,13 @@ def receipts(layout: Layout, plan: Plan) -> Path:
 def missing(layout: Layout, plan: Plan) -> set[int]:
     """The parts that have no receipt."""
     return set(range(plan.parts)) - done_parts(receipts(layout, plan))
+
+
+def job(layout: Layout, plan: Plan) -> Job:
+    """The plan for a scheduler."""
+    home = folder(layout, plan.encoder, plan.revision)
+    words = ("embed", "--encoder", plan.encoder)
+    return Job(f"embed-{plan.encoder}", words, plan.id, home, plan, partial(missing, layout, plan), True)
 
 
 def is_open(layout: Layout, plan: Plan) -> bool:

@@ -1,8 +1,9 @@
-"""Bulk embedding on SLURM: an array of one-GPU tasks over a plan, then a job that commits, or sends what is missing.
+"""A job of parts on SLURM: an array of tasks over its plan, then a job that commits, or sends what is missing.
 
-Account, constraint, QoS and modules come from a settings file (`deploy/slurm/jeanzay.toml`); the scripts are templates
-beside this module. Limits are checked before anything is written. Tasks that are killed need no one: the commit runs
-after any end of the array, and resubmits only the tasks that miss parts, at most `ATTEMPTS` times.
+A task has one GPU, or, of the kind "cpu", none. Account, constraint, QoS and modules come from a settings file
+(`deploy/slurm/jeanzay.toml`); the scripts are templates beside this module. Limits are checked before anything is
+written. Tasks that are killed need no one: the commit runs after any end of the array, and resubmits only the tasks
+that miss parts, at most `ATTEMPTS` times.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from redshelf.indexing import partition
 from redshelf.indexing.files import read_json, write_json
+from redshelf.indexing.jobs import Job, Parts
 from redshelf.indexing.layout import Layout
-from redshelf.indexing.partition import Plan
 from redshelf.indexing.parts import ranges
 from redshelf.models.errors import BadInput, Conflict, RedshelfError, nearest
 
@@ -31,6 +31,7 @@ PATIENCE_S = 120.0
 RECORD = "slurm.json"
 TEMPLATES = Path(__file__).parent / "templates"
 PLACEHOLDER = "xxx@"  # of the settings file that comes with redshelf
+CPU = "cpu"  # the kind of task that asks for no GPU
 
 Duration = Annotated[str, Field(pattern=r"^(\d+-)?\d{1,3}:\d\d:\d\d$")]
 
@@ -68,6 +69,7 @@ class SlurmSettings(_Section):
     at_once: int | None = Field(default=None, ge=1)
     gres: str = "gpu:1"
     gpu: dict[str, Resources] = Field(min_length=1)
+    cpu: Resources | None = None
     commit: Resources
     limits: dict[str, Limit] = {}
 
@@ -90,7 +92,7 @@ def load(path: Path) -> SlurmSettings:
 
 
 def _known(place: tuple[int | str, ...]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {"gpu": Resources, "commit": Resources, "limits": Limit}
+    sections: dict[str, type[BaseModel]] = {"gpu": Resources, "cpu": Resources, "commit": Resources, "limits": Limit}
     return list(sections.get(str(place[0]) if len(place) > 1 else "", SlurmSettings).model_fields)
 
 
@@ -151,27 +153,31 @@ def _sbatch(script: str, *options: str) -> str:
     return told.stdout.strip().partition(";")[0]
 
 
-def choose(settings: SlurmSettings, gpu: str | None) -> tuple[str, Resources]:
-    """The kind of GPU to ask for; `BadInput` where the name is unknown, or lacks and there are several."""
-    if gpu is None and len(settings.gpu) == 1:
-        gpu = next(iter(settings.gpu))
-    if gpu is None or gpu not in settings.gpu:
-        raise BadInput(f"GPU {gpu!r}: the settings have {', '.join(sorted(settings.gpu))}; name one with --gpu")
-    return gpu, settings.gpu[gpu]
+def choose(settings: SlurmSettings, kind: str | None) -> tuple[str, Resources]:
+    """The kind of GPU to ask for, or "cpu"; `BadInput` where the name is unknown, or lacks and there are several."""
+    if kind == CPU:
+        if settings.cpu is None:
+            raise BadInput("the settings have no section [cpu]: what a task without a GPU asks for")
+        return kind, settings.cpu
+    if kind is None and len(settings.gpu) == 1:
+        kind = next(iter(settings.gpu))
+    if kind is None or kind not in settings.gpu:
+        raise BadInput(f"GPU {kind!r}: the settings have {', '.join(sorted(settings.gpu))}; name one with --gpu")
+    return kind, settings.gpu[kind]
 
 
-def check_site(settings: SlurmSettings, gpu: str | None) -> None:
+def check_site(settings: SlurmSettings, kind: str | None) -> None:
     """Raise `BadInput` unless SLURM is here, knows accounts, QoS and partitions, and the wall times are allowed."""
-    _, wants = choose(settings, gpu)
+    kind, wants = choose(settings, kind)
     if not shutil.which("sbatch"):
         raise BadInput("there is no sbatch on the PATH: SLURM is not installed here, or its module is not loaded")
-    for what, resources in (("gpu", wants), ("commit", settings.commit)):
+    for of_kind, resources in ((kind, wants), (CPU, settings.commit)):
         if (resources.account or "").startswith(PLACEHOLDER):
             raise BadInput(f"account {resources.account!r}: put your project in the place of 'xxx' in the settings")
         limit = settings.limits.get(resources.qos or "")
         if limit is not None and seconds(resources.time) > seconds(limit.time):
             raise BadInput(f"time {resources.time}: QoS {resources.qos} allows {limit.time}")
-        lines = "".join(f"#SBATCH {line}\n" for line in _directives(settings, resources, gpu=what == "gpu"))
+        lines = "".join(f"#SBATCH {line}\n" for line in _directives(settings, resources, gpu=of_kind != CPU))
         _sbatch(f"#!/bin/bash\n{lines}true\n", "--test-only")
     if seconds(wants.time) <= settings.signal_seconds:
         raise BadInput(
@@ -179,21 +185,21 @@ def check_site(settings: SlurmSettings, gpu: str | None) -> None:
         )
 
 
-def check_size(settings: SlurmSettings, gpu: str | None, plan: Plan) -> None:
+def check_size(settings: SlurmSettings, kind: str | None, split: Parts) -> None:
     """Raise `BadInput` for a plan of more tasks than the QoS or the cluster takes at once."""
-    _, wants = choose(settings, gpu)
+    _, wants = choose(settings, kind)
     limit = settings.limits.get(wants.qos or "")
-    if limit is not None and plan.tasks + 1 > limit.jobs:
+    if limit is not None and split.tasks + 1 > limit.jobs:
         raise BadInput(
-            f"{plan.tasks} tasks and a commit: QoS {wants.qos} takes {limit.jobs} jobs; ask for larger tasks "
-            f"(--task-parts {-(-plan.parts // max(1, limit.jobs - 1))})"
+            f"{split.tasks} tasks and a commit: QoS {wants.qos} takes {limit.jobs} jobs; ask for larger tasks "
+            f"(--task-parts {-(-split.parts // max(1, limit.jobs - 1))})"
         )
     told = _ask(["scontrol", "show", "config"])
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", told.stdout)
-    if found and plan.tasks > int(found[1]):
+    if found and split.tasks > int(found[1]):
         raise BadInput(
-            f"{plan.tasks} tasks: this cluster's arrays have at most {found[1]}; ask for larger tasks "
-            f"(--task-parts {-(-plan.parts // int(found[1]))})"
+            f"{split.tasks} tasks: this cluster's arrays have at most {found[1]}; ask for larger tasks "
+            f"(--task-parts {-(-split.parts // int(found[1]))})"
         )
 
 
@@ -207,37 +213,34 @@ def _active(jobs: list[str]) -> list[str]:
 
 
 def read_record(home: Path) -> dict[str, Any]:
-    """{"settings", "gpu", "submitted": [{"array", "commit", "tasks", "by_hand"}]} of a plan; empty for none."""
+    """{"settings", "kind", "submitted": [{"array", "commit", "tasks", "by_hand"}]} of a plan; empty for none."""
     path = home / RECORD
     return dict(read_json(path)) if path.is_file() else {}
 
 
 def submit(
-    layout: Layout, plan: Plan, settings: SlurmSettings, *, gpu: str | None, by_hand: bool = True, own_job: str = ""
+    layout: Layout, job: Job, settings: SlurmSettings, *, kind: str | None, by_hand: bool = True, own_job: str = ""
 ) -> dict[str, Any]:
     """Submit the tasks that miss parts, and the commit after them; returns {"array", "commit", "tasks"}.
 
     `Conflict` where jobs of this plan are still queued or run. A commit that submits them anew
     does so not `by_hand`, and from `own_job`, which is still in the queue.
     """
-    gpu, wants = choose(settings, gpu)
-    home = partition.folder(layout, plan.encoder, plan.revision)
-    record = read_record(home) or {"submitted": []}
-    before = [e[kind] for e in record["submitted"] for kind in ("array", "commit") if e[kind] not in ("", own_job)]
+    kind, wants = choose(settings, kind)
+    record = read_record(job.home) or {"submitted": []}
+    before = [e[what] for e in record["submitted"] for what in ("array", "commit") if e[what] not in ("", own_job)]
     if active := _active(before):
         raise Conflict(
-            f"plan {plan.id} is already in the queue as job {' and '.join(active)}: let it end, or "
+            f"plan {job.id} is already in the queue as job {' and '.join(active)}: let it end, or "
             f"`scancel {' '.join(active)}`"
         )
-    tasks = plan.tasks_of(partition.missing(layout, plan))
-    logs = layout.work("logs") / f"slurm-{plan.encoder}.{plan.id}"
+    tasks = job.tasks_missing
+    logs = layout.work("logs") / f"slurm-{job.name}.{job.id}"
     logs.mkdir(parents=True, exist_ok=True)
     common = {
-        "name": f"embed-{plan.encoder}",
+        "name": job.name,
         "logs": str(logs.resolve()).replace("%", "%%"),
-        "command": settings.command,
-        "shelf": shlex.quote(str(layout.root.resolve())),
-        "encoder": shlex.quote(plan.encoder),
+        "command": f"{settings.command} {shlex.join([*job.words, '--shelf', str(layout.root.resolve())])}",
     }
     entry: dict[str, Any] = {"array": "", "commit": "", "tasks": ranges(tasks), "by_hand": by_hand}
     dependency: tuple[str, ...] = ()
@@ -247,10 +250,10 @@ def submit(
             **common,
             tasks=ranges(tasks),
             at_once=settings.at_once,
-            directives=_directives(settings, wants, gpu=True),
+            directives=_directives(settings, wants, gpu=kind != CPU),
             signal_seconds=settings.signal_seconds,
             setup=_setup(settings, wants),
-            options=f" --batch-size {wants.batch_size}" if wants.batch_size else "",
+            options=f" --batch-size {wants.batch_size}" if wants.batch_size and job.batch_size else "",
         )
         entry["array"] = _sbatch(script)
         dependency = (f"--dependency=afterany:{entry['array']}",)
@@ -266,29 +269,28 @@ def submit(
         if tasks:
             _ask(["scancel", entry["array"]])  # nobody would commit what it does
         raise
-    record |= {"settings": settings.model_dump(), "gpu": gpu, "submitted": [*record["submitted"], entry]}
-    write_json(home / RECORD, record)
+    record |= {"settings": settings.model_dump(), "kind": kind, "submitted": [*record["submitted"], entry]}
+    write_json(job.home / RECORD, record)
     return entry
 
 
-def resubmit(layout: Layout, plan: Plan, *, own_job: str) -> dict[str, Any] | None:
+def resubmit(layout: Layout, job: Job, *, own_job: str) -> dict[str, Any] | None:
     """Send the tasks that miss parts once more; None where there are none.
 
     `Conflict` naming the parts `ATTEMPTS` times after the last submission by hand, and where there was none.
     """
-    home = partition.folder(layout, plan.encoder, plan.revision)
-    missing = partition.missing(layout, plan)
+    missing = job.missing()
     if not missing:
         return None
-    record = read_record(home)
+    record = read_record(job.home)
     submitted = record.get("submitted", [])
     if not submitted:
-        raise Conflict(f"plan {plan.id}: parts {ranges(missing)} miss, and it was never submitted to SLURM")
+        raise Conflict(f"plan {job.id}: parts {ranges(missing)} miss, and it was never submitted to SLURM")
     attempts = next(n for n, entry in enumerate(reversed(submitted)) if entry["by_hand"])
     if attempts >= ATTEMPTS:
         raise Conflict(
-            f"plan {plan.id}: parts {ranges(missing)} miss after {attempts} resubmissions; see the logs in "
+            f"plan {job.id}: parts {ranges(missing)} miss after {attempts} resubmissions; see the logs in "
             f"{layout.work('logs')}, then submit again"
         )
     settings = SlurmSettings.model_validate(record["settings"])
-    return submit(layout, plan, settings, gpu=record["gpu"], by_hand=False, own_job=own_job)
+    return submit(layout, job, settings, kind=record["kind"], by_hand=False, own_job=own_job)

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import groupby
@@ -194,12 +194,12 @@ def _band_images(survey: Survey, info: ShelfInfo, arrays: OpenArchive, place: In
 
 
 def images(
-    survey: Survey, info: ShelfInfo, archives: Sequence[Archive], spans: Sequence[tuple[int, Ints]]
+    survey: Survey, info: ShelfInfo, archives: Sequence[Path], spans: Iterable[tuple[int, Ints]]
 ) -> Iterator[list[BandImage | None]]:
     """For each span, the number of an archive (-1 for none) and positions in it, its bands. A file stays open over the
     spans that follow one another in it, so that a compressed one is unpacked once."""
     for number, together in groupby(spans, key=lambda span: span[0]):
         with ExitStack() as stack:
-            arrays = stack.enter_context(opened(section_of(survey), archives[number].path)) if number >= 0 else None
+            arrays = stack.enter_context(opened(section_of(survey), archives[number])) if number >= 0 else None
             for _, place in together:
                 yield [None] * len(info.bands) if arrays is None else _band_images(survey, info, arrays, place)

@@ -1,4 +1,4 @@
-"""How a training run stops and goes on: its checkpoint, the signals that end it, the batch that broke it.
+"""How a training run stops and goes on: its checkpoint, and the batch that broke it.
 
 A checkpoint is one .safetensors file: weights, best weights and the optimiser's moments as tensors; the plan, the
 state, the gradient scaler and where the code came from as JSON in its metadata. It appears whole or not at all.
@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata as packages
@@ -32,7 +28,6 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 FORMAT = "redshelf-training-2"
-STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # a job's time is nearly up; somebody wants the machine
 LENGTHS = {"steps": "step", "max_seconds": "seconds"}  # of the plan, against which part of the state they count
 PICKLES = (b"PK\x03\x04", b"\x80")  # how files of torch.save and pickle.dump begin
 
@@ -202,23 +197,3 @@ def made_by(folder: Path = HERE) -> dict[str, str | None]:
     tracked = git("ls-files", "--error-unmatch", ".") is not None
     revision = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") if tracked else None
     return {"redshelf": version, "git": revision, "torch": str(torch.__version__)}
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[str]]:
-    """SIGUSR1 and SIGTERM are only noted inside, as names in the list given; outside they do what they did before.
-
-    Python lets the main thread alone handle signals: in another one the list stays empty.
-    """
-    caught: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    previous = {
-        number: signal.signal(number, lambda got, _: caught.append(signal.Signals(got).name)) for number in STOP_SIGNALS
-    }
-    try:
-        yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -29,8 +29,9 @@ from redshelf.models import parallel
 from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput, Interrupted, RedshelfError
 from redshelf.models.journal import LOG_ROWS, MONITOR_ROWS, Journal, Row, Sums, means, merged
-from redshelf.models.resume import Checkpoint, State, keep_bad_batch, stop_signals
+from redshelf.models.resume import Checkpoint, State, keep_bad_batch
 from redshelf.models.sampler import Fetch, Indices, Sampler, ahead, flat_weights
+from redshelf.models.signals import stop_signals
 
 __all__ = ["Fetch", "Indices", "Objective", "Precision", "Report", "Sampler", "flat_weights", "seeded", "train"]
 

@@ -1,4 +1,4 @@
-"""Bulk embedding step by step, as schedulers call it: plan, parts, commit; and the submission to SLURM.
+"""Bulk embedding step by step, as schedulers call it: plan, parts, commit; and the submission of any job to SLURM.
 
 `service/embedding.embed` does all of it in one call, on this machine or on a Ray cluster.
 """
@@ -9,18 +9,22 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from redshelf.indexing import partition, slurm, store
 from redshelf.indexing.embed import commit as commit_plan
 from redshelf.indexing.embed import embed_parts, end_committed, is_committed
 from redshelf.indexing.files import alone
+from redshelf.indexing.jobs import Job
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.partition import Plan
+from redshelf.indexing.slurm import SlurmSettings
 from redshelf.models import checkpoint
-from redshelf.models.errors import BadInput, Conflict
-from redshelf.models.resume import stop_signals
+from redshelf.models.errors import Conflict
+from redshelf.models.signals import stop_signals
 from redshelf.service.embedding import AS_THEY_ARE, Pretrained, find_encoder
+
+T = TypeVar("T")
 
 
 def make_plan(
@@ -44,10 +48,6 @@ def make_plan(
     return partition.make(layout, found, part_rows=part_rows, task_parts=task_parts, agreed=agreed)
 
 
-def _submitting(layout: Layout, encoder: str) -> AbstractContextManager[None]:
-    return alone(layout.work(f"submit.{encoder}.lock"), f"another process submits {encoder} on {layout.root}")
-
-
 def do(
     root: Path,
     *,
@@ -61,11 +61,9 @@ def do(
 
     After SIGUSR1 or SIGTERM the part at hand is finished and `Interrupted` raised, unless it was the last.
     """
-    if (part is None) == (task is None):
-        raise BadInput("give a part or a task, not both")
     layout = Layout(root)
     plan, _ = partition.find(layout, encoder)
-    parts = [part] if part is not None else list(plan.parts_of(task or 0))
+    parts = plan.asked(part, task)
     rows = plan.rows_of(parts)
     if is_committed(layout, plan):
         return {"parts": len(parts), "done_before": len(parts), "rows": rows}
@@ -125,9 +123,7 @@ def submit(
     )
     if plan is None:
         return {"rows": store.count_rows(layout.sources), "submitted": None}
-    with _submitting(layout, encoder):
-        entry = slurm.submit(layout, plan, known, gpu=gpu)
-    return {"plan": plan.id, "parts": plan.parts, "tasks": plan.tasks, "submitted": entry}
+    return send(layout, partition.job(layout, plan), known, kind=gpu)
 
 
 def commit_or_resubmit(root: Path, *, encoder: str) -> dict[str, Any]:
@@ -136,14 +132,31 @@ def commit_or_resubmit(root: Path, *, encoder: str) -> dict[str, Any]:
     if (rows := _committed(layout, encoder)) is not None:
         return {"rows": rows}
     plan, _ = partition.find(layout, encoder)
+    found = commit_or_send(layout, partition.job(layout, plan), lambda: commit_plan(layout, plan))
+    return {"rows": found} if isinstance(found, int) else found
+
+
+def _submitting(layout: Layout, job: Job) -> AbstractContextManager[None]:
+    return alone(layout.work(f"submit.{job.name}.lock"), f"another process submits {job.name} on {layout.root}")
+
+
+def send(layout: Layout, job: Job, settings: SlurmSettings, *, kind: str | None) -> dict[str, Any]:
+    """Submit the tasks of a plan that miss parts, and the commit; says what was submitted."""
+    with _submitting(layout, job):
+        entry = slurm.submit(layout, job, settings, kind=kind)
+    return {"plan": job.id, "parts": job.split.parts, "tasks": job.split.tasks, "submitted": entry}
+
+
+def commit_or_send(layout: Layout, job: Job, commit: Callable[[], T]) -> T | dict[str, Any]:
+    """Commit a plan and return what that returns, or send the tasks that miss parts once more."""
     own_job = os.environ.get("SLURM_JOB_ID", "")
-    with _submitting(layout, encoder):
-        entry = slurm.resubmit(layout, plan, own_job=own_job)
+    with _submitting(layout, job):
+        entry = slurm.resubmit(layout, job, own_job=own_job)
         if entry is None:
             try:
-                return {"rows": commit_plan(layout, plan)}
+                return commit()
             except Conflict:
-                if not partition.missing(layout, plan):
+                if not job.missing():
                     raise
-                entry = slurm.resubmit(layout, plan, own_job=own_job)  # damaged parts were set aside
+                entry = slurm.resubmit(layout, job, own_job=own_job)  # damaged parts were set aside
     return {"resubmitted": entry}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from redshelf.indexing import ann, deletions, partition, store
 from redshelf.indexing.batches import Reader, photometry, photometry_columns
-from redshelf.indexing.embed import embed_all, end_committed
+from redshelf.indexing.embed import embed_all, end_committed, worker
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.runners import on_processes, on_ray
 from redshelf.models import checkpoint
@@ -176,10 +177,11 @@ def embed(
         if size is not None and size < 1:
             raise BadInput(f"{name}={size}: expected 1 or more")
     devices = _devices(device)
-    run = on_ray(layout, batch_size=batch_size) if runner == "ray" else None
+    begin = partial(worker, layout.root.resolve(), encoder, batch_size)
+    run = on_ray(begin) if runner == "ray" else None
     found = find_encoder(layout, encoder, weights=weights, options=options, device=devices[0])
     if run is None and len(devices) > 1:
-        run = on_processes(layout, devices, batch_size=batch_size)
+        run = on_processes(begin, devices)
     sizes = {"batch_size": batch_size, "part_rows": part_rows}
     rows = embed_all(layout, found, **sizes, device=devices[0], run=run, progress=progress)
     return found.revision, rows

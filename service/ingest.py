@@ -1,46 +1,41 @@
 """`redshelf ingest`: a survey file's catalogue, mosaics or stamps, and labels become a shelf.
 
-Everything is read and checked before shelf.toml is written; cutouts follow tile by tile, in parts of which a killed
-run repeats at most one; then sources, then labels. Run again on a finished shelf, it rewrites the labels only. Where
-the catalogue, images, stamps, weights, masks or survey file have changed since (`indexing/origin`), the shelf is left
-alone, or taken to the new state with `update`: the same flow, for the sources that need a row.
+`service/intake` reads and checks everything before shelf.toml is written, and leaves a plan; the cutouts follow tile by
+tile, in parts of which a killed run repeats at most one, here or on a cluster; then both tables are committed, then the
+labels written. Run again on a finished shelf, it rewrites the labels only. Where the catalogue, images, stamps,
+weights, masks or survey file have changed since (`indexing/origin`), the shelf is left alone, or taken to the new state
+with `update`: the same flow, for the sources that need a row.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from redshelf.indexing import catalogue as catalogues
-from redshelf.indexing import cutouts, deletions, imaging, labels, origin, store, tiling
+from redshelf.indexing import cutting, deletions, imaging, labels, origin, slurm, store
 from redshelf.indexing import survey as surveys
-from redshelf.indexing.catalogue import Catalogue
-from redshelf.indexing.changes import Changes, MakeRows, first
+from redshelf.indexing.cutting import IngestPlan
 from redshelf.indexing.files import alone
-from redshelf.indexing.imaging import Imaged, ImagesOf, Ints, TilePaths
-from redshelf.indexing.layout import Layout, ShelfInfo
-from redshelf.indexing.memory import keep_freed_memory
+from redshelf.indexing.imaging import TilePaths
+from redshelf.indexing.jobs import Run
+from redshelf.indexing.layout import Layout
 from redshelf.indexing.origin import Origin
-from redshelf.indexing.parts import commit_parts, done_parts, plan_of, write_part
+from redshelf.indexing.runners import on_processes, on_ray
 from redshelf.indexing.survey import Survey
-from redshelf.indexing.vectors import ahead
-from redshelf.models.bands import DETECTION_SNR, Band, State, flux_to_ab
-from redshelf.models.errors import BadInput, Conflict
-from redshelf.service.update import changes_of, refuse_others
-
-SOURCES_PER_BATCH = 65_536
-BATCHES_AHEAD = 8  # of cutouts, made while others are written
-TORCH_PIXELS = 10**9  # beyond, torch saves more time than importing it takes
+from redshelf.models.bands import State
+from redshelf.models.errors import BadInput, Conflict, NotFound
+from redshelf.models.signals import stop_signals
+from redshelf.service.bulk import commit_or_send, send
+from redshelf.service.intake import prepare
+from redshelf.service.update import refuse_others
 
 
 @dataclass(frozen=True)
@@ -66,178 +61,6 @@ class IngestReport:
     seconds: float
 
 
-def describe(survey: Survey, catalogue: Catalogue, noise_ujy: Sequence[float], *, fingerprint: str) -> ShelfInfo:
-    """shelf.toml of a survey: the depth of each band is measured on the catalogue's errors (median 3 sigma), else on
-    the noise of its images in an aperture of 2 arcsec; NaN where there is neither."""
-    scale = survey.survey.pixel_scale_arcsec or float("nan")
-    bands = []
-    for b, (section, noise) in enumerate(zip(survey.bands, noise_ujy, strict=True)):
-        errors = catalogue.flux_error_ujy[np.isin(catalogue.state[:, b], (State.NOT_DETECTED, State.MEASURED)), b]
-        error = float(np.median(errors)) if len(errors) else noise * np.sqrt(np.pi) / scale
-        bands.append(
-            Band(
-                name=section.name,
-                wavelength_nm=section.wavelength_nm,
-                depth_ab=float(flux_to_ab(DETECTION_SNR * error)),
-                psf_fwhm_arcsec=section.psf_fwhm_arcsec or float("nan"),
-                noise_ujy=noise,
-                extinction=section.extinction,
-            )
-        )
-    return ShelfInfo(
-        survey=survey.survey.name,
-        bands=tuple(bands),
-        cutout_px=survey.survey.cutout_px if survey.has_images else 0,
-        pixel_scale_arcsec=scale,
-        fingerprint=fingerprint,
-    )
-
-
-def _batches(
-    info: ShelfInfo, parts: Sequence[tiling.Part], images_of: ImagesOf, chosen: Ints, *, first_row: int
-) -> Iterator[pa.RecordBatch]:
-    """The cutouts of some parts of the sources `chosen`, whose rows count from `first_row`; the pixels of a strip are
-    read once for all of its parts, and are then let go."""
-    pieces = (piece for part in parts for piece in part.pieces)
-    strips = [list(some) for _, some in groupby(pieces, key=lambda piece: (piece.tile, piece.strip))]
-    spans = [(some[0].tile, chosen[some[0].first_row : some[-1].first_row + some[-1].rows]) for some in strips]
-    found = images_of(info, spans)
-    for together in strips:
-        images, low = next(found), together[0].first_row
-        for piece in together:
-            rows = slice(piece.first_row - low, piece.first_row - low + piece.rows)
-            yield from cutouts.batches(images, rows, cutout_px=info.cutout_px, first_row=first_row + piece.first_row)
-        del images  # before the next are read
-
-
-def _first(batches: Iterator[pa.RecordBatch | None], rows: int) -> Iterator[pa.RecordBatch]:
-    """The batches of the next `rows` rows, and nothing of what follows them."""
-    while rows > 0:
-        batch = next(batches)
-        assert batch is not None  # the plan counts the rows that are cut
-        rows -= len(batch)
-        yield batch
-
-
-def _write_cutouts(
-    layout: Layout,
-    info: ShelfInfo,
-    imaged: Imaged,
-    added: Ints,
-    *,
-    base: int,
-    mark: str,
-    part_rows: int,
-    progress: bool,
-) -> None:
-    """Append the cutouts of the sources `added` to the first `base` rows, unless an earlier run has."""
-    from tqdm import tqdm
-
-    plan = f"ingest-{mark}"
-    if store.exists(layout.cutouts):
-        dataset = store.open_table(layout.cutouts)
-        if dataset.count_rows() == base + len(added) and plan_of(dataset).startswith(plan):
-            return
-        if dataset.count_rows() != base:  # of an ingest that was killed, of another state of the survey
-            dataset = store.restore(layout.cutouts, rows=base)
-        plan = f"{plan}-{dataset.version}"
-    if not len(added):
-        return
-    parts = tiling.plan(imaged.tile_of[added], imaged.strip_of[added], part_rows)
-    schema = store.cutouts_schema(len(info.bands), info.cutout_px)
-    receipts = layout.work("ingest") / f"cutouts-{part_rows}"  # parts of another size are other parts
-    done = done_parts(receipts)
-    todo = [part for part in parts if part.number not in done]
-    before = len(added) - sum(part.rows for part in todo)
-    if imaged.pixels > TORCH_PIXELS:
-        import torch  # noqa: F401 (in_noise_units then converts with it)
-    keep_freed_memory()
-    cutting = _batches(info, todo, imaged.images_of, added, first_row=base)
-    with (
-        tqdm(total=len(added), initial=before, unit="sources", desc="cutouts", disable=not progress) as bar,
-        closing(ahead((partial(next, cutting, None) for _ in count()), depth=BATCHES_AHEAD)) as found,
-    ):
-        for part in todo:
-            batches, first = _first(found, part.rows), base + part.first_row
-            told: dict[str, Any] = {"part": part.number, "first_row": first, "plan": plan}
-            write_part(layout.cutouts, schema, batches, receipts=receipts, **told)
-            bar.update(part.rows)
-    commit_parts(layout.cutouts, schema, receipts=receipts, parts=len(parts), plan=plan)
-
-
-def _source_rows(
-    info: ShelfInfo, imaged: Imaged, references: Sequence[str]
-) -> tuple[pa.Schema, Callable[[Ints, Ints], pa.RecordBatch]]:
-    """The schema of sources.lance, and what turns positions in the catalogue and their rows (n,) into its rows."""
-    schema = store.sources_schema(info.band_names, references)
-    tiles = np.array([*imaged.tiles, ""])  # -1 takes the last, no name
-
-    def make(positions: Ints, rows: Ints) -> pa.RecordBatch:
-        some = imaged.catalogue.take(positions)
-        columns = {
-            "row": rows,
-            "source_id": pa.array(some.source_id.astype(str)),
-            "ra_deg": some.ra_deg,
-            "dec_deg": some.dec_deg,
-            "healpix29": some.healpix29,
-            "tile": pa.array(tiles[imaged.tile_of[positions]]),
-            "object_class": pa.array(some.object_class),
-            "flags": some.flags,
-            "ebv": some.ebv,
-            "size_arcsec": some.size_arcsec,
-            "z_reference": some.z_reference,
-        }
-        further = [field.name for field in schema if field.name.startswith("z_reference_")]
-        columns |= {name: some.z_references[:, r] for r, name in enumerate(further)}
-        for b, band in enumerate(info.band_names):
-            columns[f"flux_{band}"] = some.flux_ujy[:, b]
-            columns[f"flux_error_{band}"] = some.flux_error_ujy[:, b]
-            columns[f"state_{band}"] = some.state[:, b]
-        return pa.RecordBatch.from_arrays([pa.array(columns[field.name]) for field in schema], schema=schema)
-
-    return schema, make
-
-
-def _write_sources(
-    layout: Layout, schema: pa.Schema, make_rows: MakeRows, added: Ints, *, base: int, mark: str
-) -> None:
-    plan = f"ingest-{mark}"
-    if base:
-        plan = f"{plan}-{store.open_table(layout.sources).version}"
-    rows = np.arange(base, base + len(added))
-    pieces = (slice(start, start + SOURCES_PER_BATCH) for start in range(0, len(added), SOURCES_PER_BATCH))
-    batches = (make_rows(added[here], rows[here]) for here in pieces)
-    receipts = layout.work("ingest") / "sources"
-    write_part(layout.sources, schema, batches, receipts=receipts, part=0, first_row=base, plan=plan)
-    commit_parts(layout.sources, schema, receipts=receipts, parts=1, plan=plan)
-
-
-def _fill(
-    layout: Layout, survey: Survey, paths: TilePaths, source: Origin, *, part_rows: int, progress: bool
-) -> tuple[dict[str, int], int | None, Changes]:
-    """Bring cutouts and sources to the state of the survey, as far as an earlier run has not; what each cut removed,
-    the stamps of no source, and the changes."""
-    catalogue, cuts = catalogues.read(survey)
-    imaged = imaging.imaged(survey, catalogue, paths, file_rows=len(catalogue) + sum(cuts.values()))
-    if layout.info_file.is_file():
-        info = layout.read_info()
-    else:
-        info = describe(survey, imaged.catalogue, imaged.noise_ujy(), fingerprint=source.fingerprint)
-        origin.write(layout, source)
-        layout.write_info(info)
-    schema, make_rows = _source_rows(info, imaged, list(survey.catalogue.z_references))
-    base, changes = 0, first(len(imaged.catalogue))
-    if store.exists(layout.sources):
-        changes, base = changes_of(layout, info, imaged, source, make_rows), store.count_rows(layout.sources)
-    told: dict[str, Any] = {"base": base, "mark": source.fingerprint}
-    if info.has_images:
-        _write_cutouts(layout, info, imaged, changes.added, part_rows=part_rows, progress=progress, **told)
-    if len(changes.added):
-        _write_sources(layout, schema, make_rows, changes.added, **told)
-    deletions.add(layout, {deletions.CHANGED: changes.changed, deletions.REMOVED: changes.removed})
-    return cuts, imaged.stamps_of_no_source, changes
-
-
 def _write_labels(layout: Layout, survey: Survey) -> tuple[labels.MergedLabels, pa.Table]:
     """Rewrite labels.lance; returns the labels, their rows counted among the sources that are not deleted, and those
     sources' columns (without positions and photometry)."""
@@ -260,73 +83,219 @@ def _write_labels(layout: Layout, survey: Survey) -> tuple[labels.MergedLabels, 
     return merged, sources
 
 
-def ingest(
-    survey_file: Path, shelf: Path, *, update: bool = False, part_rows: int = 4096, progress: bool = False
-) -> IngestReport:
-    """Make the shelf of a survey file, or finish one that was interrupted.
+@dataclass(frozen=True)
+class _Survey:
+    """A survey as it is now."""
 
-    `update` brings a shelf to what its survey has become: sources that are new, or whose values or images have changed,
-    get new rows at the end; old rows of those, and of sources that are gone, are listed as deleted.
+    file: Path
+    survey: Survey
+    paths: TilePaths
+    source: Origin
 
-    Raises `BadInput` for whatever is wrong in the survey file and what it names, and `Conflict` for a shelf that was
-    made from something else or that another process is writing. Memory is bounded by the catalogue, one tile's mosaics
-    or stamps (`cutouts.HELD_BYTES` of them, in strips) and some batches of cutouts.
-    """
-    started = time.perf_counter()
+
+def _survey(file: Path) -> _Survey:
+    survey = surveys.load(file)
+    paths = imaging.find(survey)
+    return _Survey(file, survey, paths, origin.of(survey, paths))
+
+
+def _layout(shelf: Path) -> Layout:
     if shelf.exists() and not shelf.is_dir():
         raise BadInput(f"{shelf} is a file: expected the folder of a shelf, or none yet")
-    survey = surveys.load(survey_file)
-    paths = imaging.find(survey)
-    source = origin.of(survey, paths)
-    layout = Layout(shelf)
-    with alone(layout.work("ingest.lock"), f"another process is writing to {layout.root}: wait until it has ended"):
-        info = layout.read_info() if layout.info_file.is_file() else None
-        begun = layout.update_file.is_file()
-        changed = info is not None and origin.read(layout).fingerprint != source.fingerprint
-        if info is not None and (changed or begun):
-            if not update:
-                raise Conflict(
-                    f"an update of {shelf} was interrupted: --update goes on with it"
-                    if begun
-                    else f"{shelf} was made from another catalogue, survey file or set of images than {survey_file}: "
-                    "with --update it takes over what has changed; else ingest into a new folder"
-                )
-            if not store.exists(layout.sources):
-                raise Conflict(
-                    f"the first ingest into {shelf} never ended, and the survey has changed: remove that folder"
-                )
-            refuse_others(layout, info, survey)
-        finished = info is not None and not changed and not begun and store.exists(layout.sources)
-        cuts: dict[str, int] = {}
-        unknown: int | None = None
-        changes = first(0)  # none
-        if not finished:
-            cuts, unknown, changes = _fill(layout, survey, paths, source, part_rows=part_rows, progress=progress)
-        merged, sources = _write_labels(layout, survey)
-        origin.write(layout, source)
-        shutil.rmtree(layout.work("ingest"), ignore_errors=True)
+    return Layout(shelf)
+
+
+def _writing(layout: Layout) -> AbstractContextManager[None]:
+    return alone(layout.work("ingest.lock"), f"another process is writing to {layout.root}: wait until it has ended")
+
+
+def _plan(
+    layout: Layout, its: _Survey, *, update: bool, part_rows: int | None, task_parts: int | None = None
+) -> IngestPlan | None:
+    """The plan that is open for this state of the survey, or a new one; None where the shelf has this state."""
+    info = layout.read_info() if layout.info_file.is_file() else None
+    begun = layout.update_file.is_file()
+    changed = info is not None and origin.read(layout).fingerprint != its.source.fingerprint
+    if info is not None and (changed or begun):
+        if not update:
+            raise Conflict(
+                f"an update of {layout.root} was interrupted: --update goes on with it"
+                if begun
+                else f"{layout.root} was made from another catalogue, survey file or set of images than {its.file}: "
+                "with --update it takes over what has changed; else ingest into a new folder"
+            )
+        if not store.exists(layout.sources):
+            raise Conflict(
+                f"the first ingest into {layout.root} never ended, and the survey has changed: remove that folder"
+            )
+        refuse_others(layout, info, its.survey)
+    with suppress(NotFound, BadInput):
+        found = cutting.read(layout)
+        asked = {"fingerprint": its.source.fingerprint, "part_rows": part_rows, "task_parts": task_parts}
+        if all(value in (None, getattr(found.facts, name)) for name, value in asked.items()):
+            return found
+    if info is not None and not changed and not begun and store.exists(layout.sources):
+        return None
+    sizes = {
+        "part_rows": cutting.PART_ROWS if part_rows is None else part_rows,
+        "task_parts": cutting.TASK_PARTS if task_parts is None else task_parts,
+    }
+    return prepare(layout, its.file, its.survey, its.paths, its.source, **sizes)
+
+
+def _finish(layout: Layout, survey: Survey, source: Origin, plan: IngestPlan | None, *, started: float) -> IngestReport:
+    """Commit the plan, if there is one, write the labels, and say what is on the shelf."""
+    if plan is not None:
+        cutting.commit(layout, plan)
+        deletions.add(layout, {deletions.CHANGED: plan.changed, deletions.REMOVED: plan.removed})
+    merged, sources = _write_labels(layout, survey)
+    origin.write(layout.origin_file, source)
+    shutil.rmtree(cutting.folder(layout), ignore_errors=True)
     occupied = set(sources["tile"].unique().to_pylist())
     source_id = sources["source_id"].to_numpy()
     states = {
         name: {state.name.lower(): int((sources[f"state_{name}"].to_numpy() == state).sum()) for state in State}
         for name in survey.band_names
     }
+    facts = None if plan is None else plan.facts
     return IngestReport(
         survey=survey.survey.name,
         sources=len(sources),
-        new=changes.new,
-        changed=len(changes.changed),
-        removed=len(changes.removed),
-        kept_out=changes.kept_out,
-        cut={cut: {"removed": rows} for cut, rows in cuts.items()},
+        new=0 if facts is None else facts.new,
+        changed=0 if plan is None else len(plan.changed),
+        removed=0 if plan is None else len(plan.removed),
+        kept_out=0 if facts is None else facts.kept_out,
+        cut={} if facts is None else {cut: {"removed": rows} for cut, rows in facts.cut.items()},
         labelled=len(merged.table),
         states=states,
-        tiles=len(paths),
-        empty_tiles=tuple(name for name in paths if name not in occupied),
+        tiles=len(source.tiles),
+        empty_tiles=tuple(name for name in source.tiles if name not in occupied),
         sources_on_no_tile=int((sources["flags"].to_numpy() & store.FLAG_NO_TILE != 0).sum()),
-        stamps_of_no_source=unknown,
+        stamps_of_no_source=None if facts is None else facts.stamps_of_no_source,
         labels=merged.sections,
         disagreements=tuple(source_id[merged.disagreeing_rows].tolist()),
-        labels_only=finished,
+        labels_only=plan is None,
         seconds=time.perf_counter() - started,
     )
+
+
+def ingest(
+    survey_file: Path,
+    shelf: Path,
+    *,
+    update: bool = False,
+    part_rows: int | None = None,
+    processes: int = 1,
+    runner: Literal["local", "ray"] = "local",
+    progress: bool = False,
+) -> IngestReport:
+    """Make the shelf of a survey file, or finish one that was interrupted.
+
+    `update` brings a shelf to what its survey has become: sources that are new, or whose values or images have changed,
+    get new rows at the end; old rows of those, and of sources that are gone, are listed as deleted. Cutouts are cut by
+    `processes` of this machine, or by every core of a Ray cluster.
+
+    Raises `BadInput` for whatever is wrong in the survey file and what it names, and `Conflict` for a shelf that was
+    made from something else or that another process is writing. Memory is bounded by the catalogue, and, a process, one
+    tile's mosaics or stamps (`cutouts.HELD_BYTES` of them, in strips) and some batches of cutouts.
+    """
+    from tqdm import tqdm
+
+    started = time.perf_counter()
+    if processes < 1:
+        raise BadInput(f"processes={processes}: expected 1 or more")
+    layout, its = _layout(shelf), _survey(survey_file)
+    with _writing(layout):
+        begin = partial(cutting.worker, layout.root.resolve())
+        run: Run | None = on_ray(begin, gpus=False) if runner == "ray" else None
+        if run is None and processes > 1:
+            run = on_processes(begin, ["cpu"] * processes)
+        plan = _plan(layout, its, update=update, part_rows=part_rows)
+        todo = sorted(cutting.missing(layout, plan)) if plan is not None else []
+        if plan is not None and todo:
+            total, left = plan.rows_of(range(plan.parts)), plan.rows_of(todo)
+            with tqdm(total=total, initial=total - left, unit="sources", desc="cutouts", disable=not progress) as bar:
+                if run is None:
+                    cutting.cut_parts(layout, plan, todo, survey=its.survey, paths=its.paths, progress=bar.update)
+                else:
+                    run(cutting.together(plan, todo), bar.update)
+        return _finish(layout, its.survey, its.source, plan, started=started)
+
+
+def make_plan(
+    survey_file: Path,
+    shelf: Path,
+    *,
+    update: bool = False,
+    part_rows: int | None = None,
+    task_parts: int | None = None,
+) -> IngestPlan | None:
+    """Read the catalogue, and leave the plan for whoever does its parts; None for a shelf that lacks nothing."""
+    layout, its = _layout(shelf), _survey(survey_file)
+    with _writing(layout):
+        return _plan(layout, its, update=update, part_rows=part_rows, task_parts=task_parts)
+
+
+def _planned(layout: Layout, survey_file: Path) -> IngestPlan:
+    plan = cutting.read(layout)
+    if plan.facts.survey_file != str(survey_file.resolve()):
+        raise Conflict(f"the ingest that is planned on {layout.root} is of {plan.facts.survey_file}, not {survey_file}")
+    return plan
+
+
+def do(survey_file: Path, shelf: Path, *, part: int | None = None, task: int | None = None) -> dict[str, int]:
+    """Cut one part, or the parts of one task, of the open plan; those that have a receipt are left.
+
+    After SIGUSR1 or SIGTERM the part at hand is finished and `Interrupted` raised, unless it was the last.
+    """
+    layout = Layout(shelf)
+    plan = _planned(layout, survey_file)
+    parts = plan.asked(part, task)
+    rows, missing = plan.rows_of(parts), cutting.missing(layout, plan)
+    with stop_signals() as told:
+        survey, paths = cutting.open_survey(layout, plan, parts)
+        cutting.cut_parts(layout, plan, parts, survey=survey, paths=paths, stop=told)
+    return {"parts": len(parts), "done_before": len(set(parts) - missing), "rows": rows}
+
+
+def _commit(layout: Layout, survey_file: Path, plan: IngestPlan) -> IngestReport:
+    source, started = cutting.source_of(layout), time.perf_counter()
+    return _finish(layout, surveys.load(survey_file), source, plan, started=started)
+
+
+def commit(survey_file: Path, shelf: Path) -> IngestReport:
+    """End the ingest whose parts are all cut; `Conflict` naming those that are not."""
+    layout = _layout(shelf)
+    with _writing(layout):
+        return _commit(layout, survey_file, _planned(layout, survey_file))
+
+
+def submit(
+    survey_file: Path,
+    shelf: Path,
+    *,
+    settings: Path,
+    update: bool = False,
+    part_rows: int | None = None,
+    task_parts: int | None = None,
+) -> dict[str, Any]:
+    """Plan here, and submit the tasks, which ask for no GPU, and the commit to SLURM; says what was submitted.
+
+    What SLURM does not allow is said before the catalogue is read.
+    """
+    known = slurm.load(settings)
+    slurm.check_site(known, slurm.CPU)
+    plan = make_plan(survey_file, shelf, update=update, part_rows=part_rows, task_parts=task_parts)
+    if plan is None:
+        return {"submitted": None}
+    slurm.check_size(known, slurm.CPU, plan)
+    layout = Layout(shelf)
+    return send(layout, cutting.job(layout, plan), known, kind=slurm.CPU)
+
+
+def commit_or_resubmit(survey_file: Path, shelf: Path) -> IngestReport | dict[str, Any]:
+    """What the commit job of SLURM does: end the ingest, or send the tasks that miss parts once more."""
+    layout = _layout(shelf)
+    with _writing(layout):
+        plan = _planned(layout, survey_file)
+        return commit_or_send(layout, cutting.job(layout, plan), lambda: _commit(layout, survey_file, plan))

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redshelf.indexing import ann, generation, partition, slurm, store
+from redshelf.indexing import ann, cutting, generation, partition, slurm, store
 from redshelf.indexing.files import read_json
+from redshelf.indexing.jobs import Job
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.parts import done_parts, read_receipt
-from redshelf.models.errors import BadInput
+from redshelf.models.errors import BadInput, NotFound
 from redshelf.service.fit import read_labels
 
 
@@ -31,7 +32,8 @@ class EncoderStatus:
 @dataclass(frozen=True)
 class Progress:
     """How far an open plan is. `rate`: rows a second over all that worked so far, `seconds_left` at that rate; None
-    before the first receipt. `jobs` of SLURM, newest submission last."""
+    before the first receipt. `jobs` of SLURM, newest submission last. `encoder` and `revision` are empty for the
+    cutouts of an ingest."""
 
     encoder: str
     revision: str
@@ -56,6 +58,7 @@ class Status:
     n_cutouts: int
     encoders: list[EncoderStatus]
     generations: list[int]
+    ingest: Progress | None
     embedding: list[Progress]
     missing: list[str]  # each with the command that makes it
 
@@ -125,21 +128,20 @@ def _working_seconds(receipts: list[dict[str, Any]]) -> float:
     return total
 
 
-def _progress(layout: Layout, home: Path) -> Progress:
-    """An open plan, from its receipts; a damaged receipt counts as none."""
-    plan = partition.read(home)
-    where, receipts = partition.receipts(layout, plan), []
+def _progress(job: Job, where: Path, *, encoder: str = "", revision: str = "") -> Progress:
+    """An open plan whose receipts are in `where`; a damaged receipt counts as none."""
+    receipts = []
     for part in done_parts(where):
         with suppress(BadInput, OSError):
             receipts.append(read_receipt(where, part))
-    rows, rows_done = plan.rows - plan.first_row, sum(receipt["rows"] for receipt in receipts)
+    rows, rows_done = job.split.rows_of(range(job.split.parts)), sum(receipt["rows"] for receipt in receipts)
     rate = rows_done / max(_working_seconds(receipts), 1e-9) if receipts else None
-    submitted = slurm.read_record(home).get("submitted", [])
+    submitted = slurm.read_record(job.home).get("submitted", [])
     return Progress(
-        encoder=plan.encoder,
-        revision=plan.revision,
-        plan=plan.id,
-        parts=plan.parts,
+        encoder=encoder,
+        revision=revision,
+        plan=job.id,
+        parts=job.split.parts,
         done=len(receipts),
         rows=rows,
         rows_done=rows_done,
@@ -149,12 +151,29 @@ def _progress(layout: Layout, home: Path) -> Progress:
     )
 
 
+def _embedding(layout: Layout, home: Path) -> Progress:
+    plan = partition.read(home)
+    told = {"encoder": plan.encoder, "revision": plan.revision}
+    return _progress(partition.job(layout, plan), partition.receipts(layout, plan), **told)
+
+
+def _ingest(layout: Layout) -> Progress | None:
+    """Of the cutouts, where they are planned and not in their table."""
+    try:
+        plan = cutting.read(layout)
+    except (NotFound, BadInput):
+        return None
+    if not plan.parts or cutting.is_committed(layout, plan):
+        return None
+    return _progress(cutting.job(layout, plan), cutting.receipts(layout, plan.facts, "cutouts"))
+
+
 def progress(layout: Layout) -> tuple[list[Progress], list[str]]:
     """Every open plan, and a line for each that cannot be read."""
     found, damaged = [], []
     for home in partition.homes(layout):
         try:
-            found.append(_progress(layout, home))
+            found.append(_embedding(layout, home))
         except FileNotFoundError:
             continue  # committed at this moment
         except (BadInput, KeyError, TypeError) as error:
@@ -181,6 +200,7 @@ def status(root: Path) -> Status:
         n_cutouts=cutouts,
         encoders=encoders,
         generations=published,
+        ingest=_ingest(layout),
         embedding=plans,
         missing=_missing(layout, encoders, plans, rows, labels, published) + damaged,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -29,7 +28,7 @@ class Update:
 
 
 def _begin(layout: Layout, mark: str) -> Update:
-    """Write the update down, or go on with it; what another one has left of its parts is removed."""
+    """Write the update down, or go on with it."""
     rows = store.count_rows(layout.sources)
     update = Update(mark, rows, rows)
     if layout.update_file.is_file():
@@ -37,8 +36,6 @@ def _begin(layout: Layout, mark: str) -> Update:
         if found.fingerprint == mark:
             return found
         update = Update(mark, rows, found.doubtful)
-    for receipts in layout.update_file.parent.glob("*/"):
-        shutil.rmtree(receipts)  # of others, before they are forgotten
     write_json(layout.update_file, asdict(update))
     return update
 

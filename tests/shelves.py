@@ -14,26 +14,37 @@ import pyarrow as pa
 
 from redshelf.indexing import store
 from redshelf.indexing.layout import Layout
+from redshelf.indexing.parts import done_parts
 
 INGEST = """
 import os, signal, sys
 from pathlib import Path
-from redshelf.service import ingest as service
+from redshelf.indexing import cutting
 from redshelf.service.ingest import ingest
-write, left, update = service.write_part, int(sys.argv[3]), sys.argv[4] == "update"
-def counting(*args, **kwargs):
+write, commit, left, update = cutting.write_part, cutting.commit_parts, int(sys.argv[3]), sys.argv[4] == "update"
+def counting(table, *args, **kwargs):
     global left
-    if left == 0:
+    if table.name == "cutouts.lance":
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+    return write(table, *args, **kwargs)
+def committing(table, *args, **kwargs):
+    if table.name == "sources.lance":
         os.kill(os.getpid(), signal.SIGKILL)
-    left -= 1
-    return write(*args, **kwargs)
-service.write_part = counting
+    return commit(table, *args, **kwargs)
+cutting.write_part, cutting.commit_parts = counting, committing
 ingest(Path(sys.argv[1]), Path(sys.argv[2]), update=update, part_rows=8)
 """
 
 
+def cut_parts(shelf: Path) -> set[int]:
+    """The parts of an ingest that has not ended whose cutouts are cut, and not committed."""
+    return {part for receipts in Layout(shelf).work("ingest").glob("cutouts-*") for part in done_parts(receipts)}
+
+
 def kill_ingest(survey: Path, shelf: Path, *, done: int, update: bool = False) -> None:
-    """Ingest by parts of 8 rows, in a process that is killed when `done` parts are written."""
+    """Ingest by parts of 8 rows, in a process that is killed when `done` parts are cut, or all, and committed."""
     how = "update" if update else "first"
     child = subprocess.run([sys.executable, "-c", INGEST, str(survey), str(shelf), str(done), how], check=False)
     assert child.returncode == -signal.SIGKILL

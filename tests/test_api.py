@@ -384,6 +384,7 @@ def test_asking_a_source_needs_no_torch(tiny_shelf: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from fastapi.testclient import TestClient\n"
+        "import redshelf.service.ingest\n"
         "from redshelf.api.app import create_app; from redshelf.service.settings import Settings\n"
         f"client = TestClient(create_app(Settings(shelf=Path({str(tiny_shelf)!r}))))\n"
         "for path in ('/v1/sources/s0003/neighbours', '/v1/sources/s0003/redshift', '/source/s0003'):\n"

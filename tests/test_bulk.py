@@ -10,8 +10,9 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from redshelf.api.cli import main
 from redshelf.indexing import embed as parts_of_plan
 from redshelf.indexing import partition, store
 from redshelf.indexing import parts as stored
+from redshelf.indexing.jobs import Begin
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.parts import done_parts, read_receipt
 from redshelf.indexing.runners import on_processes
@@ -311,10 +313,14 @@ def test_two_commits_at_once_commit_once(planned: Planned) -> None:
     assert store.open_table(planned.table).version == 1
 
 
+def worker(planned: Planned) -> Begin:
+    return partial(parts_of_plan.worker, planned.root, "photometry", None)
+
+
 @pytest.mark.slow
 def test_processes_give_what_one_gives(planned: Planned) -> None:
     encoder = checkpoint.load(planned.layout.model("photometry", planned.revision))
-    run = on_processes(planned.layout, ["cpu", "cpu"])
+    run = on_processes(worker(planned), ["cpu", "cpu"])
     assert parts_of_plan.embed_all(planned.layout, encoder, run=run) == N
     planned.check()
 
@@ -322,15 +328,15 @@ def test_processes_give_what_one_gives(planned: Planned) -> None:
 @pytest.mark.slow
 def test_a_process_that_dies_is_told_and_the_rest_is_kept(planned: Planned) -> None:
     encoder = checkpoint.load(planned.layout.model("photometry", planned.revision))
-    run = on_processes(planned.layout, ["cpu"])
+    run = on_processes(worker(planned), ["cpu"])
 
-    def killing(plan: partition.Plan, todo: list[int], progress: Callable[[int], object]) -> None:
+    def killing(groups: Sequence[Sequence[int]], progress: Callable[[int], object]) -> None:
         def kill(rows: int) -> None:
             (child,) = [pid for pid in children(os.getpid()) if "spawn_main" in command(pid) and pid not in before]
             os.kill(child, signal.SIGKILL)
 
         before = children(os.getpid())
-        run(plan, todo, kill)
+        run(groups, kill)
 
     def children(of: int) -> set[int]:
         return {

@@ -16,14 +16,13 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 from filelock import FileLock
-from shelves import assert_same_rows, columns_of, kill_ingest
+from shelves import assert_same_rows, columns_of, cut_parts, kill_ingest
 from tiled_survey import BANDS, CUTOUT, SCALE, SHAPE, tile_wcs, write_survey
 
 from redshelf.api import show
 from redshelf.indexing import cutouts, mosaic, store
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.origin import sampled_sha256
-from redshelf.indexing.parts import done_parts
 from redshelf.indexing.tiling import plan
 from redshelf.models.bands import State
 from redshelf.models.errors import BadInput, Conflict
@@ -142,8 +141,7 @@ def test_a_killed_ingest_resumes_to_the_same_shelf(
 ) -> None:
     shelf = tmp_path / "s"
     kill_ingest(survey_file, shelf, done=done)
-    receipts = shelf / "work" / "ingest" / "cutouts-8"
-    assert len(done_parts(receipts)) == (done if done < 9 else 0)
+    assert len(cut_parts(shelf)) == (done if done < 9 else 0)
     report = ingest(survey_file, shelf, part_rows=8)
     assert not report.labels_only and report.states == ingested[1].states
     assert_same_rows(shelf, ingested[0])
@@ -238,8 +236,7 @@ def test_pixels_that_cannot_be_unpacked_are_named_and_the_tiles_before_stay(
     damaged.write_bytes(data)
     with pytest.raises(BadInput, match=rf"mosaics/r/{tiles[56]}\.fits cannot be read"):
         ingest(tmp_path / "d" / "survey.toml", tmp_path / "s", part_rows=8)
-    done = done_parts(tmp_path / "s" / "work" / "ingest" / "cutouts-8")
-    assert done == set(range(-(-tiles.count(tiles[0]) // 8)))
+    assert cut_parts(tmp_path / "s") == set(range(-(-tiles.count(tiles[0]) // 8)))
 
 
 def test_a_tile_in_another_projection_is_cut_where_its_own_wcs_says(tmp_path: Path) -> None:

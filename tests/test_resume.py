@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from small_training import Mean, Noisy, fit
 
 from redshelf.models.errors import BadInput, Conflict, Interrupted
-from redshelf.models.resume import made_by, stop_signals
+from redshelf.models.resume import made_by
+from redshelf.models.signals import stop_signals
 
 
 class Killed(Exception):

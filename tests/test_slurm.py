@@ -17,11 +17,14 @@ import numpy as np
 import pytest
 import small_survey
 import torture
+from shelves import assert_same_rows, cut_parts
+from tiled_survey import write_survey
 
 from redshelf.indexing import partition, slurm, store
 from redshelf.indexing.layout import Layout
 from redshelf.models.errors import BadInput, Conflict
 from redshelf.service import bulk
+from redshelf.service import ingest as service
 from redshelf.service.embedding import embed
 from redshelf.service.ingest import ingest
 
@@ -37,6 +40,11 @@ gres = "gpu:1"
 account = "abc@a100"
 constraint = "{constraint}"
 qos = "dev"
+time = "{time}"
+cpus_per_task = 1
+extra = ["--mem=2000"]
+[cpu]
+account = "abc@a100"
 time = "{time}"
 cpus_per_task = 1
 extra = ["--mem=2000"]
@@ -87,8 +95,12 @@ def test_the_settings_that_come_with_redshelf_are_read_and_wait_for_an_account(
     fake(tmp_path / "bin", monkeypatch, sbatch="exit 0")
     with pytest.raises(BadInput, match="account 'xxx@a100': put your project in the place of 'xxx'"):
         slurm.check_site(known, "a100")
+    with pytest.raises(BadInput, match="account 'xxx@cpu': put your project"):
+        slurm.check_site(known, "cpu")
     with pytest.raises(BadInput, match="GPU None: the settings have a100, h100, v100; name one with --gpu"):
         slurm.choose(known, None)
+    with pytest.raises(BadInput, match=r"the settings have no section \[cpu\]"):
+        slurm.choose(known.model_copy(update={"cpu": None}), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -368,6 +380,29 @@ def test_a_node_that_goes_down_and_comes_back_loses_nothing(job: Job) -> None:
     subprocess.run(["scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test"], check=True)
     job.wait(lambda: not _said("squeue", "--noheader", "--states=RUNNING,COMPLETING"))
     job.check()
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_ingest_is_cut_by_an_array_of_tasks_and_what_is_killed_is_sent_again(cluster: None, tmp_path: Path) -> None:
+    survey, root = write_survey(tmp_path / "my survey"), tmp_path / "s"
+    ingest(survey, tmp_path / "undisturbed")
+    slow = tmp_path / "slow.py"
+    slow.write_text(SLOW.format(links=str(Path(__file__).parent / "links"), seconds=0.5).replace("embed", "cutting"))
+    where = settings(tmp_path, command=f"{sys.executable} {slow}")
+    told = service.submit(survey, root, settings=where, part_rows=8, task_parts=3)
+    assert told["submitted"]["tasks"] == f"0-{told['tasks'] - 1}"
+    with pytest.raises(Conflict, match="already in the queue as job"):
+        service.submit(survey, root, settings=where, part_rows=8, task_parts=3)
+    found = Job(root, told["submitted"]["array"], where, np.empty(0))
+    found.wait(lambda: bool(cut_parts(root)))
+    subprocess.run(["scancel", "--signal=KILL", "--full", f"{found.array}_0"], check=False)
+    found.wait(lambda: not (root / "work" / "ingest").exists())
+    assert_same_rows(root, tmp_path / "undisturbed")
+    logs = "".join(path.read_text() for path in root.glob("work/logs/*/*.out"))
+    assert "Traceback" not in logs
+    found.wait(lambda: not _said("squeue", "--noheader"))
 
 
 @pytest.mark.slurm

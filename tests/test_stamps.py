@@ -19,14 +19,13 @@ import tomli_w
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
-from shelves import assert_same_rows, columns_of, kill_ingest
+from shelves import assert_same_rows, columns_of, cut_parts, kill_ingest
 
 from redshelf.indexing import archives, arrays, cutouts, mosaic, stamps, store
 from redshelf.indexing import survey as surveys
 from redshelf.indexing.files import sha256
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.origin import sampled_sha256
-from redshelf.indexing.parts import done_parts
 from redshelf.models.bands import State
 from redshelf.models.errors import BadInput, Conflict
 from redshelf.service.ingest import IngestReport, ingest
@@ -255,7 +254,7 @@ def test_strips_of_a_large_archive_give_each_source_the_same_cutout_and_read_it_
 def test_a_killed_ingest_of_stamps_resumes_to_the_same_shelf(npz: Path, tmp_path: Path, done: int) -> None:
     shelf = tmp_path / "s"
     kill_ingest(npz, shelf, done=done)
-    assert len(done_parts(shelf / "work" / "ingest" / "cutouts-8")) == done
+    assert len(cut_parts(shelf)) == done
     assert ingest(npz, shelf, part_rows=8).stamps_of_no_source == 0
     ingest(npz, tmp_path / "whole", part_rows=8)
     assert_same_rows(shelf, tmp_path / "whole")

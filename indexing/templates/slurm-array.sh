@@ -17,7 +17,7 @@
 set -u
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 told=0
-srun --cpus-per-task="$SLURM_CPUS_PER_TASK" {{ command }} embed --shelf {{ shelf }} --encoder {{ encoder }} --task "$SLURM_ARRAY_TASK_ID"{{ options }} &
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" {{ command }} --task "$SLURM_ARRAY_TASK_ID"{{ options }} &
 step=$!
 trap 'told=1; kill -USR1 "$step"' USR1
 while true; do

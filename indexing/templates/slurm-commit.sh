@@ -11,4 +11,4 @@
 {{ line }}
 {% endfor %}
 set -eu
-{{ command }} embed --shelf {{ shelf }} --encoder {{ encoder }} --commit --runner slurm
+{{ command }} --commit --runner slurm

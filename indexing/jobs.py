@@ -1,0 +1,81 @@
+"""Work in numbered parts that any process of any machine may do, as whoever hands the parts out sees it.
+
+A plan (`partition`, `intake`) says what the parts are; a runner (`runners`, `slurm`) needs no more than this.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from redshelf.models.errors import BadInput
+
+Do = Callable[[Sequence[int]], int]  # does these parts, and returns their rows
+Begin = Callable[[str, int], Do]  # in a new process, on a device, with so many threads (0: as many as there are)
+Progress = Callable[[int], object]  # is told of rows
+Run = Callable[[Sequence[Sequence[int]], Progress], None]  # has parts done, those of a group by one worker
+
+
+class Parts(ABC):
+    """Parts, and tasks of `task_parts` of them; both count from 0."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def task_parts(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def parts(self) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def rows_of(self, parts: Iterable[int]) -> int:
+        """How many rows `parts` have together; `BadInput` for one that there is not."""
+
+    @property
+    def tasks(self) -> int:
+        return math.ceil(self.parts / self.task_parts)
+
+    def check_part(self, part: int) -> None:
+        """Raise `BadInput` for a part that there is not."""
+        if not 0 <= part < self.parts:
+            raise BadInput(f"part {part}: the plan has parts 0 to {self.parts - 1}")
+
+    def parts_of(self, task: int) -> range:
+        """The parts of a task; `BadInput` for one that there is not."""
+        if not 0 <= task < self.tasks:
+            raise BadInput(f"task {task}: the plan has tasks 0 to {self.tasks - 1}")
+        return range(task * self.task_parts, min((task + 1) * self.task_parts, self.parts))
+
+    def asked(self, part: int | None, task: int | None) -> list[int]:
+        """The parts that one of `part` and `task` names."""
+        if (part is None) == (task is None):
+            raise BadInput("give a part or a task, not both")
+        return [part] if part is not None else list(self.parts_of(task or 0))
+
+    def tasks_of(self, parts: set[int]) -> list[int]:
+        """The tasks that any of `parts` belongs to."""
+        return sorted({part // self.task_parts for part in parts})
+
+
+@dataclass(frozen=True)
+class Job:
+    """An open plan for a scheduler: `words` are the command of its steps (embed --encoder vit), `home` is where the
+    plan lies, `missing` says which parts have no receipt, and the steps of an encoder are told a `batch_size`."""
+
+    name: str
+    words: tuple[str, ...]
+    id: str
+    home: Path
+    split: Parts
+    missing: Callable[[], set[int]]
+    batch_size: bool
+
+    @property
+    def tasks_missing(self) -> list[int]:
+        return self.split.tasks_of(self.missing())
