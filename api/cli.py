@@ -167,6 +167,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = add("index", "build and measure the search index of an embedding")
     p.add_argument("--encoder", required=True)
+    p.add_argument("--memory", metavar="SIZE", help="what a serving process may hold of it, beside mapped files [8GiB]")
+    p.add_argument("--recall", type=float, metavar="R", help="of the ten nearest, where it is not exact [0.95]")
 
     p = add("fit", "fit the redshift estimators on an embedding")
     p.add_argument("--encoder", required=True, metavar="NAME[+photometry]")

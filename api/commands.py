@@ -184,10 +184,14 @@ def embed(arguments: Namespace) -> int:
 
 
 def index(arguments: Namespace) -> int:
-    from redshelf.service.embedding import build_index
+    from redshelf.service.embedding import build_index, size_of
 
-    revision, recall = build_index(_shelf(arguments), encoder=arguments.encoder)
-    return _report({"encoder": arguments.encoder, "revision": revision, "recall": recall}, arguments)
+    how: dict[str, Any] = {} if arguments.memory is None else {"memory": size_of(arguments.memory)}
+    how |= {} if arguments.recall is None else {"recall": arguments.recall}
+    revision, told = build_index(_shelf(arguments), encoder=arguments.encoder, **how)
+    summary = {"encoder": arguments.encoder, "revision": revision, "kind": told["kind"]}
+    summary |= {"recall": told["recall"]["value"], "table": told.get("table", [])}
+    return _report(summary, arguments)
 
 
 def fit(arguments: Namespace) -> int:

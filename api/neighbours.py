@@ -29,7 +29,7 @@ def of_source(
 ) -> NeighboursAnswer:
     """The `k` sources nearest to this one in the encoder's space, itself never among them."""
     k = how_many(query.k, settings)
-    return search.neighbours(shelf, source_id, encoder=query.encoder, k=k, filters=query.filters())
+    return search.neighbours(shelf, source_id, encoder=query.encoder, k=k, filters=query.filters(), exact=query.exact)
 
 
 @router.post("/neighbours", response_model=NeighboursAnswer)
@@ -40,13 +40,15 @@ def of_query(
     k = how_many(body.k, settings)
     if body.vector is not None:
         vector = np.array(body.vector)
-        return search.neighbours_of_vector(shelf, vector, encoder=body.encoder, k=k, filters=body.filters())
+        return search.neighbours_of_vector(
+            shelf, vector, encoder=body.encoder, k=k, filters=body.filters(), exact=body.exact
+        )
     source_id = body.source_id
     if body.position is not None:
         at = body.position
         source_id = search.nearest_source(shelf, at.ra_deg, at.dec_deg, radius_arcsec=at.radius_arcsec)
     assert source_id is not None  # NeighboursBody holds exactly one of the three
-    return search.neighbours(shelf, source_id, encoder=body.encoder, k=k, filters=body.filters())
+    return search.neighbours(shelf, source_id, encoder=body.encoder, k=k, filters=body.filters(), exact=body.exact)
 
 
 @router.post("/cutouts/neighbours", response_model=NeighboursAnswer)
@@ -66,5 +68,6 @@ def of_cutout(
         encoder=chosen.name,
         k=k,
         filters=query.filters(),
+        exact=query.exact,
         bands_missing=cutout.bands_missing,
     )

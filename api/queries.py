@@ -66,7 +66,7 @@ class FilterQuery(Strict):
 class NeighboursQuery(FilterQuery):
     encoder: str | None = Field(None, description="an embedding space of /v1/shelf; the default one by default")
     k: int | None = Field(None, ge=1, le=1000, description=f"how many; {K}, or the server's `max_k` where it is less")
-    exact: bool = Field(False, description="exact search, whatever the index is; every index is exact so far")
+    exact: bool = Field(False, description="compare with every source, whatever the index is")
 
 
 class RedshiftQuery(Strict):

@@ -139,7 +139,7 @@ def likeness(shelf: OpenShelf, encoder: str) -> dict[str, float]:
     index = shelf.encoder(encoder).index
     mask = np.zeros(len(shelf), bool)
     mask[bright] = True
-    _, found = index.search(index.vectors[bright].astype(np.float32), 6, mask=mask)
+    _, found = index.search(index.take(bright).astype(np.float32), 6, among=index.select(mask))
     pairs = np.array([(a, b) for a, near in zip(bright, found, strict=True) for b in near[near != a][:5]])
     rng = np.random.default_rng(0)
     random_pairs = np.stack([rng.choice(bright, len(pairs)), rng.choice(bright, len(pairs))], axis=1)

@@ -1,77 +1,195 @@
-"""The FAISS index of one embedding and its row-ordered float16 vectors.
+"""The search index of one embedding: its vectors (`flat`), and from some size on inverted lists before them (`ivf`).
 
-Exact search (`IndexFlatL2`) for now: right at every size, fast to some hundred thousand rows. Distances are Euclidean
-(FAISS returns their square); `row` is the id inside FAISS.
+Small embeddings are searched exactly; large ones to the recall that was asked for when the index was built, which is
+measured then. Under a filter the rows that pass are counted first: few are compared one by one, many are looked for in
+as many lists as it takes. Distances are Euclidean, between stored vectors; `row` is the id inside FAISS.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from redshelf.indexing.files import manifest, read_json, write_bytes, write_json, write_with
+from redshelf.indexing import flat, ivf
+from redshelf.indexing.files import manifest, read_json, write_json, write_with
+from redshelf.indexing.flat import Bytes, Flat, Floats, Halves, Ints
 from redshelf.models.errors import BadInput, Conflict, NotFound
 
-VECTORS, INDEX, MANIFEST = "vectors.f16", "all.faiss", "manifest.json"
+VECTORS, KNOWN, LISTS, INDEX, MANIFEST = "vectors.faiss", "known.npy", "lists.npy", "all.faiss", "manifest.json"
 RECALL_QUERIES, RECALL_K = 100, 10
-Floats = npt.NDArray[np.float32]
+EXACT_VALUES = 2**25  # numbers that are compared in milliseconds: smaller embeddings need no inverted lists
+FEW_VALUES = 2**23  # likewise in less than one: of rows that pass a filter
+MEMORY, RECALL = 8 * 2**30, 0.95
+
+Bools = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Rows that a search is restricted to, as an index wants them; kept, since people ask on under one filter."""
+
+    mask: Bools  # (N,)
+    count: int
+    bits: Bytes
+    few: tuple[Any, Ints] | None  # of few rows: a FAISS index of their vectors, and which they are
+    passing: Ints  # of each inverted list, how many
+    slack: float  # how many times as many lists it takes as for rows that pass at random
+
+    @cached_property
+    def selector(self) -> Any:
+        import faiss
+
+        return faiss.IDSelectorBitmap(len(self.mask), faiss.swig_ptr(self.bits))
+
+
+@dataclass(frozen=True, eq=False)
+class Lists:
+    """The inverted lists of an index, which list each row is in, and what was measured on them."""
+
+    index: Any
+    list_of: ivf.Lists  # (N,), mapped
+    tuning: ivf.Tuning
+
+    @cached_property
+    def sizes(self) -> Ints:
+        """Rows of each list."""
+        return np.array([self.index.invlists.list_size(number) for number in range(self.index.nlist)])
+
+
+@dataclass(frozen=True, eq=False)
 class Index:
     """An open index: search parameters are passed per call, so that callers share it without a lock."""
 
-    faiss_index: Any
-    vectors: npt.NDArray[np.float16]  # (N, dim), memory-mapped
-    known: npt.NDArray[np.bool_]  # (N,), False where the encoder had nothing to see: such a row is never found
-    exact: bool
+    flat: Flat
+    lists: Lists | None  # None: exact
+    known: Bools  # (N,), False where the encoder had nothing to see: such a row is never found
     recall: float
-    hides: bool = False  # whether there are rows in it that are never found
+    hides: bool = False  # whether the lists have rows that are never found
+    _everything: list[Selection] = field(default_factory=list, repr=False)
 
-    def without(self, rows: npt.NDArray[np.bool_]) -> Index:
-        """The same index, which never finds the rows (N,) given."""
-        hides = bool((self.known & rows).any())
-        return replace(self, known=self.known & ~rows, hides=hides) if hides else self
+    @property
+    def exact(self) -> bool:
+        return self.lists is None
 
     @property
     def dim(self) -> int:
-        return int(self.vectors.shape[1])
+        return self.flat.dim
+
+    def without(self, rows: Bools) -> Index:
+        """The same index, which never finds the rows (N,) given."""
+        if not (self.known & rows).any():
+            return self
+        return replace(self, known=self.known & ~rows, hides=True, _everything=[])
+
+    def take(self, rows: Ints | slice) -> Halves:
+        """Stored vectors, (n, dim)."""
+        return self.flat.take(rows)
+
+    def select(self, mask: Bools) -> Selection:
+        """Restrict searches to the rows (N,) that `mask` has, and that can be found at all."""
+        mask = mask & self.known
+        rows = np.flatnonzero(mask)
+        few = len(rows) * self.dim <= FEW_VALUES
+        passing, slack = np.empty(0, dtype=np.int64), 1.0
+        if self.lists is not None and not few:
+            its = self.lists
+            passing = np.bincount(its.list_of[rows], minlength=its.index.nlist)
+            asked = np.random.default_rng(0).integers(0, len(self.known), ivf.SLACK_QUERIES)
+            queries = self.take(asked[self.known[asked] & ~mask[asked]]).astype(np.float32)
+            if len(queries) >= ivf.SLACK_QUERIES // 4:  # else nearly all pass
+                told = {"sizes": its.sizes, "passing": passing}
+                slack = ivf.slack(its.index, its.tuning, self.flat, rows, queries, its.list_of, **told)
+        return Selection(
+            mask,
+            len(rows),
+            np.packbits(mask, bitorder="little"),
+            (flat.of(self.flat.codes[rows]), rows) if few else None,
+            passing,
+            slack,
+        )
+
+    def _findable(self, exact: bool) -> Selection | None:
+        """All rows that can be found, None where that is every row that is looked at."""
+        if not self.hides and not (exact and self.findable < len(self.known)):
+            return None
+        if not self._everything:
+            self._everything.append(self.select(self.known))
+        return self._everything[0]
 
     def search(
-        self, queries: Floats, k: int, *, mask: npt.NDArray[np.bool_] | None = None
-    ) -> tuple[Floats, npt.NDArray[np.int64]]:
+        self, queries: Floats, k: int, *, among: Selection | None = None, exact: bool = False
+    ) -> tuple[Floats, Ints]:
         """The `k` nearest rows of each query: distances (Q, k) and rows (Q, k), padded with inf and -1.
 
-        `mask` (N,) bool restricts the rows. Raises `BadInput` on a wrong dimension and on values that are not finite.
+        `among` restricts the rows, `exact` compares with every one of them. Raises `BadInput` on a wrong dimension and
+        on values that are not finite.
         """
-        import faiss
-
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise BadInput(f"a query vector has {queries.shape[-1]} numbers: expected {self.dim}")
         if not np.isfinite(queries).all():
             raise BadInput("query vector holds NaN or infinity")
-        parameters = None
-        mask = self.known if mask is None and self.hides else mask
-        if mask is not None:
-            bits = np.packbits(mask, bitorder="little")
-            selector = faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits))
-            parameters = faiss.SearchParameters(sel=selector)
-        found = min(k, self.faiss_index.ntotal)
-        squared, rows = self.faiss_index.search(
-            np.ascontiguousarray(queries, dtype=np.float32), found, params=parameters
-        )
-        distance = np.where(rows >= 0, np.sqrt(np.maximum(squared, 0)), np.inf).astype(np.float32)
-        return distance, rows
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        exact = exact or self.lists is None
+        among = self._findable(exact) if among is None else among
+        if among is not None and among.few is not None:
+            squared, rows = _among_few(among.few, queries, k)
+        elif exact or self.lists is None:
+            squared, rows = self._compare(queries, min(k, len(self.flat)), among)
+        else:
+            squared, rows = self._look(self.lists, queries, k, among)
+        distance = np.full((len(queries), k), np.inf, dtype=np.float32)
+        out = np.full((len(queries), k), -1, dtype=np.int64)
+        out[:, : rows.shape[1]] = rows
+        np.sqrt(squared, out=distance[:, : rows.shape[1]], where=rows >= 0)
+        return distance, out
+
+    @cached_property
+    def findable(self) -> int:
+        """How many rows can be found."""
+        return int(self.known.sum())
+
+    def _compare(self, queries: Floats, k: int, among: Selection | None) -> tuple[Floats, Ints]:
+        import faiss
+
+        parameters = None if among is None else faiss.SearchParameters(sel=among.selector)
+        squared, rows = self.flat.index.search(queries, k, params=parameters)
+        return squared, rows
+
+    def _look(self, lists: Lists, queries: Floats, k: int, among: Selection | None) -> tuple[Floats, Ints]:
+        tuning, most = lists.tuning, lists.index.nlist
+        told: dict[str, Any] = {"factor": tuning.factor(k), "selector": None if among is None else among.selector}
+        if among is None:
+            needed = min(most, math.ceil(tuning.lists(np.array([max(k, RECALL_K)]))[0]))
+            return ivf.search(lists.index, self.flat, queries, k, lists=needed, **told)
+        of_each = ivf.nearby(lists.index, tuning, queries, max(k, RECALL_K), sizes=lists.sizes, passing=among.passing)
+        of_each = np.minimum(most, np.ceil(of_each * among.slack).astype(np.int64))
+        steps = np.minimum(most, 2 ** np.ceil(np.log2(of_each)).astype(np.int64)) if len(queries) > 1 else of_each
+        squared, rows = np.full((len(queries), k), np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
+        for step in np.unique(steps):
+            at = steps == step
+            squared[at], rows[at] = ivf.search(lists.index, self.flat, queries[at], k, lists=int(step), **told)
+        return squared, rows
+
+
+def _among_few(few: tuple[Any, Ints], queries: Floats, k: int) -> tuple[Floats, Ints]:
+    index, among = few
+    k = min(k, len(among))
+    if not k:
+        return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    squared, places = index.search(queries, k)
+    return squared, np.where(places >= 0, among[places], -1)
 
 
 def brute_force(
-    vectors: npt.NDArray[np.float16], queries: Floats, k: int, *, rows: npt.NDArray[np.int64] | None = None
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    vectors: Halves, queries: Floats, k: int, *, rows: Ints | None = None
+) -> tuple[npt.NDArray[np.float64], Ints]:
     """Exact neighbours among `rows` (all by default) by direct differences in float64: the oracle of every index."""
     among = np.arange(len(vectors)) if rows is None else rows
     k = min(k, len(among))
@@ -87,64 +205,107 @@ def brute_force(
     return np.sqrt(best), nearest
 
 
-def _recall(index: Any, vectors: npt.NDArray[np.float16], seed: int = 0) -> float:
-    """Fraction of true neighbours found, on stored vectors as queries; a tie in distance counts as found."""
-    import faiss
-
-    known = np.sort(faiss.vector_to_array(index.id_map))
-    rows = np.random.default_rng(seed).choice(known, min(RECALL_QUERIES, len(known)), replace=False)
-    queries = vectors[np.sort(rows)].astype(np.float32)
-    k = min(RECALL_K, len(known))
-    true_distance, _ = brute_force(vectors, queries, k, rows=known)
-    squared, _ = index.search(queries, k)
-    reached = np.sqrt(np.maximum(squared, 0)) <= true_distance[:, -1:] * (1 + 1e-3) + 1e-6
+def measure(index: Index, *, queries: int = RECALL_QUERIES, k: int = RECALL_K, seed: int = 0) -> float:
+    """The fraction of true neighbours that a search finds, on stored vectors; a tie in distance counts as found."""
+    known = np.flatnonzero(index.known)
+    rows = np.sort(np.random.default_rng(seed).choice(known, min(queries, len(known)), replace=False))
+    vectors = index.take(rows).astype(np.float32)
+    k = min(k + 1, len(known))  # each finds itself, which does not count
+    true, _ = index.search(vectors, k, exact=True)
+    found, _ = index.search(vectors, k)
+    reached = (found <= true[:, -1:] * (1 + 1e-5) + 1e-6)[:, 1:] if k > 1 else np.ones((len(rows), 1), dtype=bool)
     return float(reached.mean())
 
 
-def build(
-    folder: Path, batches: Iterable[npt.NDArray[np.float16]], *, rows: int, dim: int, provenance: dict[str, Any]
-) -> None:
-    """Write `vectors.f16`, `all.faiss` and last `manifest.json` from row-ordered batches of (n, dim) float16."""
+def _earlier(folder: Path, known: Bools) -> tuple[Any, int] | None:
+    """The inverted lists of the longest index of the same embedding when it was shorter, and its rows; None where there
+    is none, or where more than half of the rows are new, for which it was not trained."""
     import faiss
 
+    rows = sorted((int(path.parent.name) for path in folder.parent.glob(f"*/{MANIFEST}")), reverse=True)
+    for before in (number for number in rows if len(known) // 2 < number < len(known)):
+        path = folder.parent / str(before)
+        told = read_manifest(path)
+        stored = np.unpackbits(np.load(path / KNOWN), count=before).astype(bool)
+        if told["kind"] == "ivf" and (stored == known[:before]).all():
+            return faiss.read_index(str(path / INDEX)), before
+    return None
+
+
+def build(
+    folder: Path,
+    batches: Iterable[Halves],
+    *,
+    rows: int,
+    dim: int,
+    provenance: dict[str, Any],
+    memory: int = MEMORY,
+    recall: float = RECALL,
+) -> None:
+    """Write the index of row-ordered batches of (n, dim) float16, the manifest last.
+
+    `memory` [bytes] is what a process that serves may hold of it beside mapped files, and `recall` what is promised of
+    the ten nearest. An embedding that has only grown keeps its lists, and the new rows are added to them.
+    """
     if rows == 0:
         raise BadInput("cannot index an embedding without rows")
+    if not 0 < recall < 1:
+        raise BadInput(f"recall={recall}: expected more than 0 and less than 1")
+    known = flat.write(folder / VECTORS, batches, rows=rows, dim=dim)
+    if not known.any():
+        raise BadInput("cannot index an embedding whose every vector is zero: the encoder saw no source")
+    _save(folder / KNOWN, np.packbits(known))
+    vectors = flat.open_flat(folder / VECTORS, rows=rows, dim=dim)
+    files, facts = [folder / VECTORS, folder / KNOWN], _exact_facts(int(known.sum()))
+    if rows * dim > EXACT_VALUES:
+        facts = _build_lists(folder, vectors, known, memory=memory, recall=recall)
+        files += [folder / INDEX, folder / LISTS]
+    facts |= {"rows": rows, "vectors": int(known.sum()), "dim": dim, "files": manifest(folder, files)}
+    write_json(folder / MANIFEST, {**provenance, **facts})
+
+
+def _exact_facts(vectors: int) -> dict[str, Any]:
+    told = {"k": RECALL_K, "queries": min(RECALL_QUERIES, vectors), "value": 1.0}
+    return {"kind": "flat", "exact": True, "recall": told}
+
+
+def _build_lists(folder: Path, vectors: Flat, known: Bools, *, memory: int, recall: float) -> dict[str, Any]:
+    """Train, add and measure; returns what the manifest says of it."""
+    import faiss
+
+    found = _earlier(folder, known)
+    if found is not None:
+        index, before = found
+    else:
+        index, before = ivf.train(vectors, known, ivf.choose(len(vectors), vectors.dim, memory=memory)), 0
+    ivf.add(index, ivf.blocks(vectors, known, start=before))
+    list_of = ivf.list_of(index, len(vectors))
+    tuning = ivf.tune(index, vectors, known, list_of, recall=recall)
 
     def fill(handle: BinaryIO) -> None:
-        written = 0
-        for batch in batches:
-            if not np.isfinite(batch).all():
-                raise BadInput(f"embedding holds NaN or infinity near row {written}: embed again")
-            handle.write(np.ascontiguousarray(batch, dtype=np.float16).tobytes())
-            written += len(batch)
-        if written != rows:
-            raise BadInput(f"embedding has {written} rows, expected {rows}")
+        faiss.write_index(index, faiss.PyCallbackIOWriter(handle.write))
 
-    write_with(folder / VECTORS, fill)
-    vectors = np.memmap(folder / VECTORS, dtype=np.float16, mode="r", shape=(rows, dim))
-    index = faiss.IndexIDMap(faiss.IndexFlatL2(dim))
-    for start in range(0, rows, 65536):
-        block = vectors[start : start + 65536].astype(np.float32)
-        known = np.flatnonzero(block.any(axis=1))
-        index.add_with_ids(block[known], start + known)
-    if index.ntotal == 0:
-        raise BadInput("cannot index an embedding whose every vector is zero: the encoder saw no source")
-    recall = _recall(index, vectors)
-    blob = faiss.serialize_index(index).tobytes()
-    write_bytes(folder / INDEX, blob)
-    write_json(
-        folder / MANIFEST,
-        {
-            **provenance,
-            "kind": "flat",
-            "exact": True,
-            "rows": rows,
-            "vectors": index.ntotal,
-            "dim": dim,
-            "recall": {"k": RECALL_K, "queries": RECALL_QUERIES, "value": recall},
-            "files": manifest(folder, [folder / VECTORS, folder / INDEX]),
-        },
-    )
+    write_with(folder / INDEX, fill)
+    _save(folder / LISTS, list_of)
+    names = ("lists", "candidates", "recall", "ms")
+    return {
+        "kind": "ivf",
+        "exact": False,
+        "lists": index.nlist,
+        "codes": index.pq.M,
+        "added_to": before,
+        "recall": {"k": RECALL_K, "queries": ivf.QUERIES, "value": tuning.recall, "wanted": recall},
+        "coverage": tuning.coverage,
+        "factors": tuning.factors,
+        "table": [dict(zip(names, line, strict=True)) for line in tuning.table],
+    }
+
+
+def _save(path: Path, values: npt.NDArray[Any]) -> None:
+    def fill(handle: BinaryIO) -> None:
+        np.save(handle, values)
+
+    write_with(path, fill)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -157,18 +318,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return document
 
 
+def open_vectors(folder: Path) -> Flat:
+    """The vectors of an index alone; `Conflict` where their file is not what the manifest says."""
+    told = read_manifest(folder)
+    return flat.open_flat(folder / VECTORS, rows=told["rows"], dim=told["dim"])
+
+
 def open_index(folder: Path) -> Index:
-    """Open an index that `build` wrote. `Conflict` where its size is not what the manifest says."""
+    """Open an index that `build` wrote. `Conflict` where a size is not what the manifest says."""
     import faiss
 
-    document = read_manifest(folder)
-    rows, dim = document["rows"], document["dim"]
-    if (folder / VECTORS).stat().st_size != rows * dim * 2:
-        raise Conflict(f"{folder / VECTORS}: {(folder / VECTORS).stat().st_size} bytes, expected {rows * dim * 2}")
-    index = faiss.read_index(str(folder / INDEX))
-    if (index.ntotal, index.d) != (document["vectors"], dim):
-        raise Conflict(f"{folder / INDEX}: holds {index.ntotal} x {index.d}, its manifest says otherwise")
-    vectors = np.memmap(folder / VECTORS, dtype=np.float16, mode="r", shape=(rows, dim))
-    known = np.zeros(rows, dtype=bool)
-    known[faiss.vector_to_array(index.id_map)] = True
-    return Index(index, vectors, known, exact=document["exact"], recall=document["recall"]["value"])
+    told, vectors = read_manifest(folder), open_vectors(folder)
+    known = np.unpackbits(np.load(folder / KNOWN), count=len(vectors)).astype(bool)
+    if known.sum() != told["vectors"]:
+        raise Conflict(f"{folder / KNOWN}: {known.sum()} vectors, its manifest says {told['vectors']}")
+    lists = None
+    if told["kind"] == "ivf":
+        index = faiss.read_index(str(folder / INDEX))
+        if (index.ntotal, index.d, index.nlist) != (told["vectors"], told["dim"], told["lists"]):
+            raise Conflict(f"{folder / INDEX}: holds {index.ntotal} x {index.d}, its manifest says otherwise")
+        coverage, factors = (tuple((a, b) for a, b in told[name]) for name in ("coverage", "factors"))
+        tuning = ivf.Tuning(coverage, factors, (), told["recall"]["value"], told["recall"]["wanted"])
+        lists = Lists(index, np.load(folder / LISTS, mmap_mode="r"), tuning)
+    return Index(vectors, lists, known, told["recall"]["value"])

@@ -18,7 +18,7 @@ from redshelf.models.errors import BadInput
 CLASSES = ("unknown", "galaxy", "star", "agn")  # `class` column: position in this tuple
 KINDS = ("", "spec", "grism", "photoz_many_band")  # `z_kind` column
 
-LOOK_UP = ("ids_sorted", "ids_order")
+LOOK_UP = ("ids_sorted", "ids_order", "dec_sorted", "dec_order")
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -35,8 +35,15 @@ def id_columns(source_ids: npt.NDArray[np.bytes_], deleted: npt.NDArray[np.bool_
     return {"ids": source_ids, "ids_sorted": ordered, "ids_order": order.astype(np.int64), "deleted": deleted}
 
 
+def dec_columns(dec_deg: npt.NDArray[np.float64], deleted: npt.NDArray[np.bool_]) -> Columns:
+    """`dec_sorted` and `dec_order` (row of each) of the sources that are not deleted, for look-up by position."""
+    order = np.argsort(dec_deg, kind="stable")
+    order = order[~deleted[order]]
+    return {"dec_sorted": dec_deg[order], "dec_order": order.astype(np.int64)}
+
+
 def write(folder: Path, columns: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write every column of one generation; all have the same length, but those of the look-up by id."""
+    """Write every column of one generation; all have the same length, but those of the look-ups."""
     lengths = {name: len(values) for name, values in columns.items() if name not in LOOK_UP}
     if len(set(lengths.values())) > 1:
         raise BadInput(f"columns differ in length: {lengths}")

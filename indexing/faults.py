@@ -20,10 +20,12 @@ from redshelf.indexing.batches import photometry, photometry_columns
 from redshelf.indexing.catalogue import HEALPIX_ORDER, ID_PATTERN, healpix29, unit_vectors
 from redshelf.indexing.columns import CLASSES, KINDS, LOOK_UP, Columns
 from redshelf.indexing.deletions import WHY
+from redshelf.indexing.flat import Flat
 from redshelf.indexing.store import list_values, same_rows
 from redshelf.models.errors import BadInput
 
 Lines = Generator[str, None, None]
+Indexed = tuple[str, Flat, int]
 Bools = npt.NDArray[np.bool_]
 Visible = Callable[[npt.NDArray[np.int64]], Bools]
 Progress = Callable[[int], object]
@@ -213,13 +215,13 @@ def vectors(
     dataset: Any,
     name: str,
     *,
-    index: tuple[str, npt.NDArray[np.float16], int] | None,
+    index: Indexed | None,
     visible: Visible | None,
     progress: Progress,
 ) -> Lines:
     """Faults of an embedding: rows, and vectors that are finite, and zero only where nothing was observed.
 
-    `index`: name, vectors (N, dim) and the number of indexed vectors of the index of this embedding, which must be the
+    `index`: name, vectors and the number of indexed vectors of the index of this embedding, which must be the
     same to the bit; `visible` tells which of some rows have a band that the encoder sees, None where that is not known.
     """
     kind = dataset.schema.field("vector").type
@@ -242,7 +244,9 @@ def vectors(
             some = zero[start : start + SEEN_ROWS]
             tally.add("vector is zero, and a band was observed", visible(some), some)
         if index is not None:
-            differing.add("vector is not that of the embedding", (index[1][at].view(np.uint16) != bits).any(axis=1), at)
+            differing.add(
+                "vector is not that of the embedding", (index[1].take(at).view(np.uint16) != bits).any(axis=1), at
+            )
     yield from tally.lines(name)
     if index is not None:
         yield from differing.lines(index[0])
@@ -262,19 +266,21 @@ def index_facts(folder: Path, name: str, *, rows: int, dim: int, encoder: str, r
 
 
 def _look_up(columns: Columns, name: str) -> Lines:
-    """Faults of the look-up by id: `ids_sorted` ascends, and `ids_order` is where each of them stands."""
-    ids, ordered, order = columns["ids"], columns["ids_sorted"], columns["ids_order"]
-    tally, n = Tally(), len(ordered)
-    for start in range(0, n, BATCH_ROWS):
-        at = np.arange(start, min(start + BATCH_ROWS, n))
-        some, rows = np.asarray(ordered[at]), np.asarray(order[at])
-        after = np.asarray(ordered[start + 1 : at[-1] + 2])
-        tally.add("ids_sorted does not ascend", some[: len(after)] >= after, at)
-        outside = (rows < 0) | (rows >= len(ids))
-        tally.add("ids_order lies outside the table", outside, at)
-        differs = np.asarray(ids[np.where(outside, 0, rows)]) != some
-        tally.add("ids_order is not where the id stands", differs & ~outside, at)
-    yield from tally.lines(name)
+    """Faults of the look-ups by id and by declination: the values ascend, and the order says where each stands."""
+    for what, values in (("ids", columns["ids"]), ("dec", columns["dec"])):
+        ordered, order = columns[f"{what}_sorted"], columns[f"{what}_order"]
+        tally, n = Tally(), len(ordered)
+        for start in range(0, n, BATCH_ROWS):
+            at = np.arange(start, min(start + BATCH_ROWS, n))
+            some, rows = np.asarray(ordered[at]), np.asarray(order[at])
+            after = np.asarray(ordered[start + 1 : at[-1] + 2])
+            twice = some[: len(after)] >= after if what == "ids" else some[: len(after)] > after
+            tally.add(f"{what}_sorted does not ascend", twice, at)
+            outside = (rows < 0) | (rows >= len(values))
+            tally.add(f"{what}_order lies outside the table", outside, at)
+            differs = np.asarray(values[np.where(outside, 0, rows)]) != some
+            tally.add(f"{what}_order is not where the {'id' if what == 'ids' else what} stands", differs & ~outside, at)
+        yield from tally.lines(name)
 
 
 def generation_columns(

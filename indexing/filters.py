@@ -68,6 +68,19 @@ def separation_arcsec(
     return np.asarray(np.degrees(2 * np.arcsin(np.sqrt(np.clip(half, 0, 1)))) * 3600)
 
 
+def near(
+    columns: Columns, ra_deg: float, dec_deg: float, radius_arcsec: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Rows (n,) of the sources within a cone, and their distances [arcsec] from its axis; only those at these
+    declinations are looked at, and no deleted one."""
+    half = radius_arcsec / 3600 * (1 + 1e-9) + 1e-9
+    first, past = np.searchsorted(columns["dec_sorted"], [dec_deg - half, dec_deg + half])
+    rows = np.asarray(columns["dec_order"][first:past])
+    distance = separation_arcsec(columns["ra"][rows], columns["dec"][rows], ra_deg, dec_deg)
+    inside = distance <= radius_arcsec
+    return rows[inside], distance[inside]
+
+
 def _between(values: npt.NDArray[np.floating], low: float | None, high: float | None) -> npt.NDArray[np.bool_]:
     passed = np.asarray(np.isfinite(values))
     if low is not None:
@@ -77,10 +90,8 @@ def _between(values: npt.NDArray[np.floating], low: float | None, high: float | 
     return passed
 
 
-def row_mask(
-    columns: Columns, filters: Filters, *, bands: tuple[str, ...], query_position: tuple[float, float] | None = None
-) -> npt.NDArray[np.bool_] | None:
-    """Rows that pass every filter, (N,) bool; None where no filter is set. `query_position`: (ra, dec) in degrees."""
+def row_mask(columns: Columns, filters: Filters, *, bands: tuple[str, ...]) -> npt.NDArray[np.bool_] | None:
+    """Rows that pass every filter but `exclude_radius_arcsec`, (N,) bool; None where none is set."""
     masks: list[npt.NDArray[np.bool_]] = []
     if filters.z_min is not None or filters.z_max is not None:
         masks.append(_between(columns["z_phot"], filters.z_min, filters.z_max))
@@ -95,15 +106,13 @@ def row_mask(
     if filters.observed_band is not None:
         masks.append(columns["states"][:, bands.index(filters.observed_band)] > 0)
     if filters.ra is not None and filters.dec is not None and filters.radius_arcsec is not None:
-        distance = separation_arcsec(columns["ra"], columns["dec"], filters.ra, filters.dec)
-        masks.append(distance <= filters.radius_arcsec)
+        inside = np.zeros(len(columns["ra"]), dtype=bool)
+        inside[near(columns, filters.ra, filters.dec, filters.radius_arcsec)[0]] = True
+        masks.append(inside)
     if filters.tile is not None:
         masks.append(columns["tile"] == np.bytes_(filters.tile.encode("utf-8", "replace")))
     if filters.object_class is not None:
         masks.append(columns["object_class"] == CLASSES.index(filters.object_class))
     if filters.labelled_only:
         masks.append(np.isfinite(columns["z_spec"]))
-    if filters.exclude_radius_arcsec is not None and query_position is not None:
-        distance = separation_arcsec(columns["ra"], columns["dec"], *query_position)
-        masks.append(distance > filters.exclude_radius_arcsec)
     return np.asarray(np.logical_and.reduce(masks)) if masks else None

@@ -15,7 +15,7 @@ from redshelf.indexing.files import read_json, write_bytes
 from redshelf.models.bands import Band
 from redshelf.models.errors import BadInput, Conflict, NotFound, nearest
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class Checking:
             yield bar.update
 
 
-def _index(shelf: Checking, table: Table, encoder: str, revision: str, compared: list[tuple[str, Any, int]]) -> Lines:
+def _index(shelf: Checking, table: Table, encoder: str, revision: str, compared: list[faults.Indexed]) -> Lines:
     """Faults of the index of an embedding; without any, what `faults.vectors` compares goes into `compared`."""
     layout, dim = shelf.layout, table.dataset.schema.field("vector").type.list_size
     name = f"index/{encoder}.{revision}"
@@ -87,7 +87,7 @@ def _index(shelf: Checking, table: Table, encoder: str, revision: str, compared:
     lines += [f"{name}/{table.rows}/{line}" for line in verify(folder, told["files"], hashes=name not in shelf.hashed)]
     yield from lines
     if not lines:
-        vectors = np.memmap(folder / ann.VECTORS, dtype=np.float16, mode="r", shape=(table.rows, dim))
+        vectors = ann.open_vectors(folder)
         compared.append((name, vectors, told["vectors"]))
 
 
@@ -110,7 +110,7 @@ def _embedding(shelf: Checking, table: Table, progress: faults.Progress) -> Line
     model, visible = shelf.layout.model(encoder, revision), _visible(shelf, encoder, revision)
     if f"models/{model.name}" not in shelf.damaged and not (model / "config.json").is_file():
         yield f"{table.name}: no model {model.name} on this shelf has made it"
-    compared: list[tuple[str, Any, int]] = []
+    compared: list[faults.Indexed] = []
     if table.newest:
         shelf.told(f"index/{model.name}", _index(shelf, table, encoder, revision, compared))
     index = compared[0] if compared else None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from redshelf.indexing import ann, deletions, partition, store
 from redshelf.indexing.batches import Reader, photometry, photometry_columns
 from redshelf.indexing.embed import embed_all, end_committed, worker
+from redshelf.indexing.files import alone
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.runners import on_processes, on_ray
 from redshelf.models import checkpoint
@@ -195,8 +197,13 @@ def _devices(device: str | None) -> list[str]:
     return [usable_device(one) for one in (device or "").split(",")] if device else [usable_device(None)]
 
 
-def build_index(root: Path, *, encoder: str) -> tuple[str, float]:
-    """Build and measure the index of the newest embedding of `encoder`; returns its revision and recall@10."""
+def build_index(
+    root: Path, *, encoder: str, memory: int = ann.MEMORY, recall: float = ann.RECALL
+) -> tuple[str, dict[str, Any]]:
+    """Build and measure the index of the newest embedding of `encoder`; returns its revision and its manifest.
+
+    `memory` [bytes] and `recall` as in `ann.build`. `Conflict` where another process builds it.
+    """
     layout = Layout(root)
     revision = layout.newest(encoder)
     table = store.open_table(layout.embeddings(encoder, revision))
@@ -209,5 +216,19 @@ def build_index(root: Path, *, encoder: str) -> tuple[str, float]:
     batches = (store.list_values(batch.column("vector")) for batch in table.to_batches(columns=["vector"]))
     provenance = {"encoder": encoder, "revision": revision, "embedding_version": table.version}
     folder = layout.index(encoder, revision, rows)
-    ann.build(folder, batches, rows=rows, dim=dim, provenance=provenance)
-    return revision, float(ann.read_manifest(folder)["recall"]["value"])
+    busy = f"another process builds the index of {encoder} on {root}: wait until it has ended"
+    with alone(layout.work(f"index.{encoder}.{revision}.lock"), busy):
+        told = {"rows": rows, "dim": dim, "memory": memory, "recall": recall}
+        ann.build(folder, batches, provenance=provenance, **told)
+    return revision, ann.read_manifest(folder)
+
+
+UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def size_of(text: str) -> int:
+    """Bytes of a size like 8GiB, 500 MB or 1000; `BadInput` for anything else."""
+    found = re.fullmatch(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(UNITS)})?\s*", text)
+    if not found or not float(found[1]):
+        raise BadInput(f"size {text!r}: expected a number of bytes, or one with a unit, as in 8GiB or 500MB")
+    return int(float(found[1]) * UNITS.get(found[2] or "", 1))

@@ -133,14 +133,16 @@ def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitRepo
     targets = targets[known[targets]]
 
     def features(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        return np.concatenate([np.asarray(s.index.vectors[rows], np.float32) for s in spaces.values()], axis=1)
+        return np.concatenate([s.index.take(rows).astype(np.float32) for s in spaces.values()], axis=1)
 
     # weights fitted without the observables that labels were selected on are wrong (science.md H2)
     observables = magnitude = None
     if "photometry" not in parts and "photometry" in layout.encoders():
         seen = _space(layout, "photometry")
-        vectors = seen.index.vectors
-        observables = (np.asarray(vectors[labels.rows], np.float64), np.asarray(vectors[targets], np.float64))
+        observables = (
+            seen.index.take(labels.rows).astype(np.float64),
+            seen.index.take(targets).astype(np.float64),
+        )
         magnitude = observables[0][:, [is_magnitude(name) for name in seen.columns or []].index(True)]
     positions = store.open_table(layout.sources).take(labels.rows, columns=["ra_deg", "dec_deg"])
     model = RedshiftModel.fit(

@@ -146,6 +146,7 @@ def _columns(bands: tuple[str, ...], sources: Any, labels: Any | None, deleted: 
         object_class[rows] = np.where(spectral > 0, spectral, object_class[rows])
     return {
         **columns.id_columns(ids, deleted),
+        **columns.dec_columns(table["dec_deg"].to_numpy(), deleted),
         "ra": table["ra_deg"].to_numpy(),
         "dec": table["dec_deg"].to_numpy(),
         "tile": tiles,

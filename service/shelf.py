@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from redshelf.indexing import ann, columns, generation, store
 from redshelf.indexing.files import read_json, verify
+from redshelf.indexing.filters import Filters, row_mask
 from redshelf.indexing.generation import Generation, PublishedEncoder, PublishedEstimators
 from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.models.errors import BadInput, Conflict, NotFound, nearest
@@ -21,6 +22,9 @@ from redshelf.models.errors import BadInput, Conflict, NotFound, nearest
 if TYPE_CHECKING:
     from redshelf.models.encoder import StoredEncoder
     from redshelf.models.redshift import RedshiftModel
+
+
+KEPT_FILTERS = 16  # whose rows an open shelf remembers: some megabytes each for a million sources
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class OpenEncoder:
 
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Stored vectors of `rows`, (n, dim)."""
-        return np.asarray(self.index.vectors[rows], dtype=np.float32)
+        return self.index.take(rows).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,18 @@ class OpenShelf:
 
     def source_id(self, row: int) -> str:
         return bytes(self.columns["ids"][row]).decode()
+
+    @cached_property
+    def _selections(self) -> Callable[[str, Filters], ann.Selection | None]:
+        def select(encoder: str, filters: Filters) -> ann.Selection | None:
+            mask = row_mask(self.columns, filters, bands=self.info.band_names)
+            return None if mask is None else self.encoders[encoder].index.select(mask)
+
+        return lru_cache(maxsize=KEPT_FILTERS)(select)
+
+    def selection(self, encoder: OpenEncoder, filters: Filters) -> ann.Selection | None:
+        """The rows that pass `filters`, but for `exclude_radius_arcsec`, for searches with `encoder`; None for all."""
+        return self._selections(encoder.name, replace(filters, exclude_radius_arcsec=None))
 
     @cached_property
     def usual_ebv(self) -> float:

@@ -59,7 +59,7 @@ def test_a_source_is_its_catalogue_row(client: TestClient, shelf: OpenShelf) -> 
 def test_neighbours_equal_brute_force_and_leave_the_query_out(
     client: TestClient, shelf: OpenShelf, encoder: str
 ) -> None:
-    vectors = shelf.encoder(encoder).index.vectors
+    vectors = shelf.encoder(encoder).index.take(slice(None))
     row = shelf.row("s0010")
     distance, rows = brute_force(np.asarray(vectors), np.asarray(vectors[[row]], np.float32), 8)
     expected = [(shelf.source_id(r), d) for r, d in zip(rows[0], distance[0], strict=True) if r != row]

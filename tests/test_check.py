@@ -154,7 +154,7 @@ def test_each_of_many_planted_single_bit_flips_is_found(imaged: Path) -> None:
 @pytest.mark.parametrize(
     "pattern",
     ["sources.lance/data/*", "sources.lance/_versions/*.manifest", "sources.lance/_transactions/*",
-     "sources.lance/_refs/tags/*", "columns/1/ra.npy", "index/*/*/all.faiss", "models/*/config.json", "shelf.toml"],
+     "sources.lance/_refs/tags/*", "columns/1/ra.npy", "index/*/*/vectors.faiss", "models/*/config.json", "shelf.toml"],
 )  # fmt: skip
 def test_a_flipped_bit_a_cut_and_a_missing_file_are_told_apart(shelf: Path, pattern: str) -> None:
     path = next(path for path in shelf.glob(pattern) if path.is_file())
@@ -295,8 +295,8 @@ def test_an_index_of_other_vectors_rows_or_revision_is_found(shelf: Path) -> Non
     plant(path, "vector", put((5, 0), 77))
     assert check(shelf).faults == [f"{name}: vector is not that of the embedding: row 5"]
     rewrite(path, whole)
-    flip(folder / "all.faiss", 100, 0)
-    assert check(shelf).faults == [f"{name}/60/all.faiss: sha256 differs from the manifest"]
+    flip(folder / "vectors.faiss", 100, 0)
+    assert check(shelf).faults == [f"{name}/60/vectors.faiss: sha256 differs from the manifest"]
 
 
 def test_an_encoder_that_is_not_its_revision_or_not_there_is_found(shelf: Path) -> None:

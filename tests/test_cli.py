@@ -185,13 +185,13 @@ def test_check_finds_a_flipped_bit(bare_shelf: Path, tmp_path: Path, capsys: pyt
     shutil.copytree(bare_shelf, damaged)
     assert main(["check", "--shelf", str(damaged)]) == 0
     assert capsys.readouterr().out.endswith(": no fault\n")
-    target = next((damaged / "index").glob("*/*/vectors.f16"))
+    target = next((damaged / "index").glob("*/*/vectors.faiss"))
     blob = bytearray(target.read_bytes())
     blob[11] ^= 4
     target.write_bytes(blob)
     assert main(["check", "--shelf", str(damaged), "--json"]) == 1
     faults = json.loads(capsys.readouterr().out)["faults"]
-    assert len(faults) == 1 and "vectors.f16: sha256 differs" in faults[0]
+    assert len(faults) == 1 and "vectors.faiss: sha256 differs" in faults[0]
 
 
 def test_status_tells_what_there_is_and_what_is_missing(

@@ -64,8 +64,8 @@ def test_shelf_toml_round_trips_and_another_schema_version_is_refused(tmp_path: 
     read = layout.read_info()
     assert read.band_names == ("g", "Ks") and read.bands[0] == info.bands[0] and read.fingerprint == "abc"
     assert math.isnan(read.bands[1].noise_ujy)
-    layout.info_file.write_text(layout.info_file.read_text().replace("schema_version = 2", "schema_version = 7"))
-    with pytest.raises(BadInput, match="schema version 7, this redshelf reads version 2"):
+    layout.info_file.write_text(layout.info_file.read_text().replace("schema_version = 3", "schema_version = 7"))
+    with pytest.raises(BadInput, match="schema version 7, this redshelf reads version 3"):
         layout.read_info()
     with pytest.raises(NotFound, match="is not a shelf"):
         Layout(tmp_path / "elsewhere").read_info()

@@ -365,8 +365,8 @@ def test_a_shelf_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(Conflict, match="made from another catalogue, survey file or set of images"):
         ingest(path, tmp_path / "s")
     edit(path, 'name = "other"', 'name = "toy"')
-    edit(tmp_path / "s" / "shelf.toml", "schema_version = 2", "schema_version = 99")
-    with pytest.raises(BadInput, match="schema version 99, this redshelf reads version 2"):
+    edit(tmp_path / "s" / "shelf.toml", "schema_version = 3", "schema_version = 99")
+    with pytest.raises(BadInput, match="schema version 99, this redshelf reads version 3"):
         ingest(path, tmp_path / "s")
     assert_same_rows(tmp_path / "s", tmp_path / "before")
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from redshelf.indexing import ann, generation, store
 from redshelf.indexing import embed as bulk
-from redshelf.indexing import generation, store
+from redshelf.indexing.files import alone
 from redshelf.indexing.layout import Layout
 from redshelf.models.errors import BadInput, Conflict, NotFound
 from redshelf.service.check import check
@@ -113,7 +114,7 @@ def test_z_phot_of_every_source_is_what_the_default_estimator_answers(shelf: Ope
     assert np.allclose(shelf.columns["z_phot"][:40], expected, rtol=1e-4, equal_nan=True)
 
 
-@pytest.mark.parametrize("part", ["model.npz", "vectors.f16", "weights.safetensors", "z_phot.npy", "shelf.toml"])
+@pytest.mark.parametrize("part", ["model.npz", "vectors.faiss", "weights.safetensors", "z_phot.npy", "shelf.toml"])
 def test_a_flipped_bit_is_found_by_check_and_never_served(own_shelf: Path, part: str) -> None:
     names = generation.read(Layout(own_shelf)).files
     path = own_shelf / next(name for name in names if name.endswith(part))
@@ -347,4 +348,16 @@ def test_a_band_absent_for_half_the_sources_and_cutouts_of_nan_are_embedded_or_l
     unseen = (states == 0).all(axis=1)
     assert 10 <= unseen.sum() <= 30 and 0.4 < (states[:, 0] == 0).mean() < 0.7
     assert (opened.encoder("vit").index.known[~unseen]).all()
-    assert np.isfinite(opened.encoder("vit").index.vectors).all()
+    assert np.isfinite(opened.encoder("vit").index.take(slice(None))).all()
+
+
+def test_a_second_build_at_the_same_time_is_refused(own_shelf: Path) -> None:
+    layout = Layout(own_shelf)
+    revision = layout.newest("vit")
+    before = json.dumps(ann.read_manifest(layout.index("vit", revision, 300)))
+    with (
+        alone(layout.work(f"index.vit.{revision}.lock"), "held by this test"),
+        pytest.raises(Conflict, match="another process builds the index of vit"),
+    ):
+        build_index(own_shelf, encoder="vit")
+    assert json.dumps(ann.read_manifest(layout.index("vit", revision, 300))) == before

@@ -1,0 +1,269 @@
+"""The approximate index of a large embedding: inverted lists of 4-bit product-quantiser codes, and how far to look.
+
+A query is compared with the codes of the lists nearest to it, and the best of those with the vectors themselves
+(`flat`). How many lists that takes is measured when the index is built: `coverage` says how many hold the `depth`
+nearest neighbours. A search for k under a filter that a fraction f passes nearby is as hard as one for k/f without it,
+so that the lists to look into follow from how many of their rows pass.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from redshelf.indexing.flat import Flat, Floats, Ints, empty, of
+from redshelf.models.errors import BadInput
+
+SAMPLE_PER_LIST, ITERATIONS = 40, 6  # of k-means: more finds no more neighbours, and takes longer
+MOST_LISTS = 16_384  # training and adding 40 million vectors then take an hour of two cores
+BLOCK_ROWS = 65_536
+QUERIES = 256  # stored vectors, by which an index is measured
+DEPTHS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)  # neighbours of each, whose lists are looked up
+FACTORS = (1, 2, 4, 8, 16, 32, 64)  # candidates for each neighbour wanted, compared with the vectors themselves
+SLACK_QUERIES, SLACK_VALUES = 96, 2**22  # by which a filter is measured: some ten milliseconds
+ID_BYTES, OVERHEAD = 8, 1.1  # of a row in a list; of lists that are not full
+
+Lists = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`lists`, and `codes` of 4 bits a vector."""
+
+    lists: int
+    codes: int
+
+    def bytes(self, rows: int, dim: int) -> int:
+        """Of memory that each process, or the one that they are forked from, holds."""
+        return math.ceil(rows * (self.codes / 2 + ID_BYTES) * OVERHEAD) + 4 * self.lists * dim + 4 * rows
+
+
+def choose(rows: int, dim: int, *, memory: int) -> Shape:
+    """The most codes that fit into `memory` [bytes], at most one for 4 numbers of a vector and at least 16 or one for
+    each; `BadInput` where not even two would fit."""
+    lists = min(MOST_LISTS, 2 ** round(math.log2(2 * math.sqrt(rows))))
+    wanted = max(dim / 4, min(dim, 16))
+    divisors = [m for m in range(1, dim + 1) if dim % m == 0]
+    most = next(m for m in divisors if m >= wanted)
+    for codes in reversed([m for m in divisors if m <= most]):
+        shape = Shape(lists, codes)
+        if shape.bytes(rows, dim) <= memory:
+            return shape
+    least = Shape(lists, 1).bytes(rows, dim)
+    raise BadInput(f"memory={memory} bytes: an index of {rows} vectors of {dim} numbers takes at least {least}")
+
+
+def blocks(flat: Flat, known: npt.NDArray[np.bool_], *, start: int = 0) -> Iterator[tuple[Ints, Floats]]:
+    """(rows, vectors) of all rows from `start` on that are `known`, some at a time."""
+    for first in range(start, len(flat), BLOCK_ROWS):
+        rows = first + np.flatnonzero(known[first : first + BLOCK_ROWS])
+        if len(rows):
+            yield rows, flat.take(rows).astype(np.float32)
+
+
+def train(flat: Flat, known: npt.NDArray[np.bool_], shape: Shape, *, seed: int = 0) -> Any:
+    """An index without vectors, trained on a sample that is spread evenly over the rows, which follow the sky."""
+    import faiss
+
+    rows = np.flatnonzero(known)
+    wanted = min(len(rows), SAMPLE_PER_LIST * shape.lists)
+    edges = np.linspace(0, len(rows), wanted + 1).astype(np.int64)
+    picked = edges[:-1] + (np.random.default_rng(seed).random(wanted) * np.diff(edges)).astype(np.int64)
+    sample = flat.take(rows[picked]).astype(np.float32)
+    quantiser = faiss.IndexFlatL2(flat.dim)
+    means = faiss.Clustering(flat.dim, shape.lists)
+    means.niter, means.max_points_per_centroid, means.seed = ITERATIONS, SAMPLE_PER_LIST, seed + 1
+    means.train(sample, quantiser)
+    index = faiss.IndexIVFPQFastScan(quantiser, flat.dim, shape.lists, shape.codes, 4)
+    index.own_fields = True
+    quantiser.this.disown()
+    index.train(sample)
+    return index
+
+
+def add(index: Any, found: Iterable[tuple[Ints, Floats]]) -> None:
+    """Add vectors under the numbers of their rows."""
+    for rows, vectors in found:
+        index.add_with_ids(vectors, rows)
+
+
+def list_of(index: Any, rows: int) -> Lists:
+    """The list that each of `rows` rows is in, -1 for none."""
+    import faiss
+
+    found = np.full(rows, -1, dtype=np.int32)
+    inverted = index.invlists
+    for number in range(index.nlist):
+        size = inverted.list_size(number)
+        if size:
+            ids = inverted.get_ids(number)
+            found[faiss.rev_swig_ptr(ids, size)] = number
+            inverted.release_ids(number, ids)
+    return found
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was measured: `coverage` pairs a depth with the lists that hold so many nearest neighbours, `factors` a k
+    with the candidates for each neighbour, `table` is of k=10: lists, candidates, recall, milliseconds a query."""
+
+    coverage: tuple[tuple[int, float], ...]
+    factors: tuple[tuple[int, int], ...]
+    table: tuple[tuple[int, int, float, float], ...]
+    recall: float
+    wanted: float
+
+    def lists(self, depth: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """How many lists hold the `depth` (n,) nearest, interpolated in the logarithms, beyond them extrapolated."""
+        x, y = (np.log(np.array(values, dtype=np.float64)) for values in zip(*self.coverage, strict=True))
+        at = np.log(np.maximum(depth, 1.0))
+        slope = (y[-1] - y[0]) / max(x[-1] - x[0], 1e-9) if len(x) > 1 else 0.0
+        return np.asarray(np.exp(np.interp(at, x, y) + np.maximum(at - x[-1], 0) * max(slope, 0.0)))
+
+    def factor(self, k: int) -> int:
+        """Candidates for each of `k` neighbours; for fewer than were measured as many in all."""
+        first, most = self.factors[0]
+        if k < first:
+            return math.ceil(first * most / k)
+        return next(factor for least, factor in reversed(self.factors) if least <= k)
+
+
+def search(
+    index: Any, flat: Flat, queries: Floats, k: int, *, lists: int, factor: int, selector: Any | None = None
+) -> tuple[Floats, Ints]:
+    """Squared distances and rows (Q, k) of the nearest in `lists` lists, `factor` k of them compared exactly."""
+    import faiss
+
+    blank = empty(flat.dim)  # the constructor wants as many rows in both, and the lists lack those without a vector
+    refined = faiss.IndexRefine(blank, blank)
+    refined.base_index, refined.refine_index, refined.ntotal = index, flat.index, len(flat)
+    base = faiss.SearchParametersIVF(nprobe=lists, sel=selector)
+    parameters = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=base)
+    squared, rows = refined.search(queries, k, params=parameters)
+    return squared, rows
+
+
+def _found(rows: Ints, nearest: Ints) -> float:
+    """The fraction of `nearest` (Q, k) among `rows` (Q, k), missing ones (-1) apart."""
+    hits = sum(len(np.intersect1d(a, b)) for a, b in zip(rows, nearest, strict=True))
+    return hits / max(1, int((nearest >= 0).sum()))
+
+
+def without_self(rows: Ints, own: Ints, k: int) -> Ints:
+    """(Q, k) of the rows (Q, k + 1) in order, `own` (Q,) left out."""
+    keep = rows != own[:, None]
+    keep[np.arange(len(rows)), -1] &= ~keep.all(axis=1)  # without itself among them, the last is one too many
+    return np.asarray(rows[keep].reshape(len(rows), k))
+
+
+def tune(
+    index: Any, flat: Flat, known: npt.NDArray[np.bool_], list_of: Lists, *, recall: float, seed: int = 0
+) -> Tuning:
+    """Measure how many lists and candidates it takes for `recall`, on stored vectors, which do not find themselves."""
+    rows = np.flatnonzero(known)
+    own = np.sort(np.random.default_rng(seed + 1).choice(rows, min(QUERIES, len(rows)), replace=False))
+    queries = flat.take(own).astype(np.float32)
+    deepest = min(DEPTHS[-1], len(rows) - 1)
+    nearest = without_self(exact(flat, known, queries, deepest + 1)[1], own, deepest)
+    _, order = index.quantizer.search(queries, index.nlist)
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.arange(index.nlist)[None], axis=1)
+    ranks = np.take_along_axis(rank, list_of[nearest].astype(np.int64), axis=1) + 1  # (Q, deepest)
+    covered = 1 - (1 - recall) / 2  # the other half of what may be missed is for the codes
+    depths = [depth for depth in DEPTHS if depth <= deepest]
+    reached = np.maximum.accumulate([float(np.quantile(ranks[:, :depth], covered)) for depth in depths])
+    coverage = tuple(zip(depths, reached.tolist(), strict=True))
+    first = Tuning(coverage, ((1, FACTORS[0]),), (), 0.0, recall)
+    factors: list[tuple[int, int]] = []
+    best = 0.0
+    for k in (depth for depth in (10, 100, 1000) if depth <= deepest):
+        lists = min(index.nlist, math.ceil(first.lists(np.array([k]))[0]))
+        for factor in FACTORS:
+            got = _measured(index, flat, queries, own, k, nearest, lists=lists, factor=factor)[0]
+            if got >= recall or k * factor * 2 >= len(rows):
+                break
+        factors.append((k, factor))
+        best = got if k == 10 else best
+    return Tuning(
+        coverage, tuple(factors), tuple(_table(index, flat, queries, own, nearest, factors[0][1])), best, recall
+    )
+
+
+def _measured(
+    index: Any, flat: Flat, queries: Floats, own: Ints, k: int, nearest: Ints, *, lists: int, factor: int
+) -> tuple[float, float]:
+    """Recall, and milliseconds a query."""
+    started = time.perf_counter()
+    _, found = search(index, flat, queries, k + 1, lists=lists, factor=factor)
+    seconds = time.perf_counter() - started
+    return _found(without_self(found, own, k), nearest[:, :k]), 1000 * seconds / len(queries)
+
+
+def _table(
+    index: Any, flat: Flat, queries: Floats, own: Ints, nearest: Ints, factor: int
+) -> Iterator[tuple[int, int, float, float]]:
+    lists = 1
+    while True:
+        told = _measured(index, flat, queries, own, 10, nearest, lists=min(lists, index.nlist), factor=factor)
+        yield min(lists, index.nlist), factor, *told
+        if lists >= index.nlist or told[0] >= 0.999:
+            return
+        lists *= 2
+
+
+def exact(flat: Flat, known: npt.NDArray[np.bool_], queries: Floats, k: int) -> tuple[Floats, Ints]:
+    """Squared distances and rows (Q, k) of the nearest of all known rows, padded with inf and -1."""
+    import faiss
+
+    parameters = None
+    if not known.all():
+        bits = np.packbits(known, bitorder="little")
+        parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(len(known), faiss.swig_ptr(bits)))
+    squared, rows = flat.index.search(queries, min(k, len(flat)), params=parameters)
+    return squared, rows
+
+
+def nearby(index: Any, tuning: Tuning, queries: Floats, k: int, *, sizes: Ints, passing: Ints) -> npt.NDArray[np.int64]:
+    """How many lists (Q,) to look into for `k` rows that pass a filter: list by list, of `sizes` rows `passing` do.
+
+    Enough are as many as hold k neighbours of those that pass where the query is, and that have the share of all that
+    pass which k of so few would take: a query may lie far from everything that passes.
+    """
+    everywhere = float(tuning.lists(np.array([k * sizes.sum() / max(1, passing.sum())]))[0])
+    share = min(1.0, everywhere / index.nlist) * passing.sum()
+    looked = np.full(len(queries), index.nlist, dtype=np.int64)
+    left = np.arange(len(queries))
+    for most in (min(index.nlist, math.ceil(4 * everywhere)), index.nlist):
+        _, order = index.quantizer.search(queries[left], most)
+        seen, hits = np.cumsum(sizes[order], axis=1), np.cumsum(passing[order], axis=1)
+        needed = tuning.lists((k * seen / np.maximum(hits, 1)).ravel()).reshape(seen.shape)
+        enough = (np.arange(1, most + 1) >= needed) & (hits >= share)
+        looked[left] = np.where(enough.any(axis=1), enough.argmax(axis=1) + 1, index.nlist)
+        left = left[~enough.any(axis=1)]
+        if most == index.nlist or not len(left):
+            break
+    return looked
+
+
+def slack(
+    index: Any, tuning: Tuning, flat: Flat, rows: Ints, queries: Floats, list_of: Lists, *, sizes: Ints, passing: Ints
+) -> float:
+    """How many times the lists of `nearby` it takes for the `rows` (n,) that pass a filter: measured on a sample of
+    them, since a filter may keep a corner of the space that most queries are far from; 1 for one that keeps any."""
+    some = min(len(rows), SLACK_VALUES // flat.dim)
+    sample = rows[np.linspace(0, len(rows) - 1, some).astype(np.int64)]
+    depth = max(1, round(10 * some / len(rows)))
+    _, places = of(flat.codes[sample]).search(queries, depth)
+    _, order = index.quantizer.search(queries, index.nlist)
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.arange(index.nlist)[None], axis=1)
+    ranks = np.take_along_axis(rank, list_of[sample[places]].astype(np.int64), axis=1) + 1
+    looked = nearby(index, tuning, queries, math.ceil(depth * len(rows) / some), sizes=sizes, passing=passing)
+    ratios = np.maximum(1.0, ranks / looked[:, None])
+    return float(np.quantile(ratios, 1 - (1 - tuning.wanted) / 2))
