@@ -13,12 +13,13 @@ from redshelf.api.queries import (
     NeighboursBody,
     NeighboursQuery,
     NoQuery,
+    RecallQuery,
     Shelf,
     band_list,
     how_many,
 )
 from redshelf.service import search, upload
-from redshelf.service.answers import NeighboursAnswer
+from redshelf.service.answers import NeighboursAnswer, RecallAnswer
 
 router = APIRouter(prefix="/v1", tags=["neighbours"])
 
@@ -49,6 +50,12 @@ def of_query(
         source_id = search.nearest_source(shelf, at.ra_deg, at.dec_deg, radius_arcsec=at.radius_arcsec)
     assert source_id is not None  # NeighboursBody holds exactly one of the three
     return search.neighbours(shelf, source_id, encoder=body.encoder, k=k, filters=body.filters(), exact=body.exact)
+
+
+@router.get("/recall", response_model=RecallAnswer)
+def recall(query: Annotated[RecallQuery, Query()], shelf: Shelf) -> RecallAnswer:
+    """How many of the true neighbours a search finds now: each of `n` sources is compared with every other one."""
+    return search.live_recall(shelf, encoder=query.encoder, n=query.n)
 
 
 @router.post("/cutouts/neighbours", response_model=NeighboursAnswer)

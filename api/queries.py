@@ -69,6 +69,11 @@ class NeighboursQuery(FilterQuery):
     exact: bool = Field(False, description="compare with every source, whatever the index is")
 
 
+class RecallQuery(Strict):
+    encoder: str | None = Field(None, description="an embedding space of /v1/shelf; the default one by default")
+    n: int = Field(20, ge=1, le=100, description="how many sources to ask about")
+
+
 class RedshiftQuery(Strict):
     encoder: str | None = Field(None, description="one of `redshifts` of /v1/shelf; the default one by default")
     estimator: str | None = Field(None, description="one of its `estimators`; the default one by default")

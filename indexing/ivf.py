@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ MOST_LISTS = 16_384  # training and adding 40 million vectors then take an hour 
 BLOCK_ROWS = 65_536
 QUERIES = 256  # stored vectors, by which an index is measured
 DEPTHS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)  # neighbours of each, whose lists are looked up
+SHARES = (0.85, 0.5, 0.2)  # of what may be missed, in lists that are not looked into; the rest is for the codes
+MARGIN = 0.1  # of what may be missed, for queries that are not those it is measured with
 FACTORS = (1, 2, 4, 8, 16, 32, 64)  # candidates for each neighbour wanted, compared with the vectors themselves
 SLACK_QUERIES, SLACK_VALUES = 96, 2**22  # by which a filter is measured: some ten milliseconds
 ID_BYTES, OVERHEAD = 8, 1.1  # of a row in a list; of lists that are not full
@@ -175,46 +178,41 @@ def tune(
     rank = np.empty_like(order)
     np.put_along_axis(rank, order, np.arange(index.nlist)[None], axis=1)
     ranks = np.take_along_axis(rank, list_of[nearest].astype(np.int64), axis=1) + 1  # (Q, deepest)
-    covered = 1 - (1 - recall) / 2  # the other half of what may be missed is for the codes
     depths = [depth for depth in DEPTHS if depth <= deepest]
-    reached = np.maximum.accumulate([float(np.quantile(ranks[:, :depth], covered)) for depth in depths])
-    coverage = tuple(zip(depths, reached.tolist(), strict=True))
-    first = Tuning(coverage, ((1, FACTORS[0]),), (), 0.0, recall)
-    factors: list[tuple[int, int]] = []
-    best = 0.0
-    for k in (depth for depth in (10, 100, 1000) if depth <= deepest):
-        lists = min(index.nlist, math.ceil(first.lists(np.array([k]))[0]))
-        for factor in FACTORS:
-            got = _measured(index, flat, queries, own, k, nearest, lists=lists, factor=factor)[0]
-            if got >= recall or k * factor * 2 >= len(rows):
-                break
-        factors.append((k, factor))
-        best = got if k == 10 else best
-    return Tuning(
-        coverage, tuple(factors), tuple(_table(index, flat, queries, own, nearest, factors[0][1])), best, recall
-    )
+    target = recall + MARGIN * (1 - recall)
+    measured = partial(_measured, index, flat, queries, own, nearest=nearest)
+    for share in SHARES:
+        covered = 1 - share * (1 - target)
+        reached = np.maximum.accumulate([float(np.quantile(ranks[:, :depth], covered)) for depth in depths])
+        tuning = Tuning(tuple(zip(depths, reached.tolist(), strict=True)), (), (), 0.0, recall)
+        factors: list[tuple[int, int]] = []
+        found: list[float] = []
+        for k in (depth for depth in (10, 100, 1000) if depth <= deepest):
+            lists = min(index.nlist, math.ceil(tuning.lists(np.array([k]))[0]))
+            for factor in FACTORS:
+                got, _ = measured(k, lists=lists, factor=factor)
+                if got >= target or k * factor * 2 >= len(rows):
+                    break
+            factors.append((k, factor))
+            found.append(got)
+        if min(found) >= target:
+            break
+    table = []
+    for lists in (min(2**power, index.nlist) for power in range(math.ceil(math.log2(index.nlist)) + 1)):
+        table.append((lists, factors[0][1], *measured(10, lists=lists, factor=factors[0][1])))
+        if table[-1][2] >= 0.999:
+            break
+    return replace(tuning, factors=tuple(factors), table=tuple(table), recall=found[0])
 
 
 def _measured(
-    index: Any, flat: Flat, queries: Floats, own: Ints, k: int, nearest: Ints, *, lists: int, factor: int
+    index: Any, flat: Flat, queries: Floats, own: Ints, k: int, *, nearest: Ints, lists: int, factor: int
 ) -> tuple[float, float]:
     """Recall, and milliseconds a query."""
     started = time.perf_counter()
     _, found = search(index, flat, queries, k + 1, lists=lists, factor=factor)
     seconds = time.perf_counter() - started
     return _found(without_self(found, own, k), nearest[:, :k]), 1000 * seconds / len(queries)
-
-
-def _table(
-    index: Any, flat: Flat, queries: Floats, own: Ints, nearest: Ints, factor: int
-) -> Iterator[tuple[int, int, float, float]]:
-    lists = 1
-    while True:
-        told = _measured(index, flat, queries, own, 10, nearest, lists=min(lists, index.nlist), factor=factor)
-        yield min(lists, index.nlist), factor, *told
-        if lists >= index.nlist or told[0] >= 0.999:
-            return
-        lists *= 2
 
 
 def exact(flat: Flat, known: npt.NDArray[np.bool_], queries: Floats, k: int) -> tuple[Floats, Ints]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+RESERVED = ("photometry",)
 
 
 def revision_of(kind: str, config: dict[str, Any], weights: bytes | Iterable[bytes]) -> str:
@@ -54,6 +55,13 @@ def check_name(name: str) -> str:
     if not NAME_PATTERN.fullmatch(name):
         raise BadInput(f"encoder name {name!r}: expected {NAME_PATTERN.pattern}")
     return name
+
+
+def check_new_name(name: str) -> str:
+    """`name`, or `BadInput` where no encoder may be called so that is trained or made of published weights."""
+    if name in RESERVED:
+        raise BadInput(f"encoder name {name!r} is taken by the encoder that needs no training: take another")
+    return check_name(name)
 
 
 def save(

@@ -20,6 +20,7 @@ from redshelf.models import checkpoint as stored
 from redshelf.models.auxiliary import Auxiliary, Labels, Pretext, labels_for
 from redshelf.models.backbone import Backbone, visible
 from redshelf.models.bands import Band, State, named
+from redshelf.models.bins import WIDEST, bins_for
 from redshelf.models.contrastive import Contrastive
 from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput, nearest
@@ -160,6 +161,13 @@ def _split(
     if not trains:
         return None, np.sort(rows[:MONITORED])
     held = np.sort(rows[: min(MONITORED, round(HELD * len(rows)))])
+    known = z[rows]
+    fewest = bins_for(known, width=WIDEST) if len(rows) and (known >= 0).all() else 0
+    if len(rows) - len(held) < fewest:
+        raise BadInput(
+            f"{len(rows)} labels up to z={known.max():.2f}, {len(held)} of them kept apart to score on, are fewer than "
+            f"the {fewest} bins of {WIDEST} in ln(1+z) that it takes: give {math.ceil(fewest / (1 - HELD))} or more"
+        )
     trained_on = z.copy()
     trained_on[held] = np.nan
     return trained_on, held

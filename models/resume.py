@@ -63,7 +63,7 @@ class Checkpoint:
         documents = {
             "plan": self.plan, "state": asdict(state), "scaler": self.scaler.state_dict(), "made_by": made_by()
         }  # fmt: skip
-        texts = {key: json.dumps(value, sort_keys=True) for key, value in documents.items()}
+        texts = {key: json.dumps(value) for key, value in documents.items()}
         write_whole(self.path, pack(tensors, {"format": FORMAT, **texts}))
         lines = "".join(json.dumps(row) + "\n" for row in state.rows)
         write_whole(self.path.with_suffix(".jsonl"), lines.encode())
@@ -127,7 +127,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (SafetensorError, OSError) as error:
         if path.is_file() and _is_pickle(path):
             raise BadInput(
-                f"{path} is a pickle, which could run code, so it was not read: expected safetensors"
+                f"{path} is a pickle, which could run code, so it was not read: expected safetensors; remove it to "
+                "start anew"
             ) from error
         raise BadInput(f"{path} is no whole training checkpoint ({error}): remove it to start anew") from error
     if metadata.get("format") != FORMAT:

@@ -40,7 +40,7 @@ from redshelf.models.journal import LOG_ROWS
 from redshelf.models.labelled import Labels, OnImages, OnInputs, Rows, Shown, nothing
 from redshelf.models.photometry import Scaling, fit_scaling
 from redshelf.models.redshift_network import RedshiftNetwork, check_trunk
-from redshelf.models.training import Fetch, Report, Sampler, seeded, train
+from redshelf.models.training import Fetch, Report, Sampler, micro_batches_of, seeded, train
 
 Mode = Literal["direct", "probe", "finetune", "contrastive"]
 
@@ -154,6 +154,10 @@ def specialise(
             "encoder": encoder.config,
         }
         objective = _objective(shown, criterion, config, mode=mode, rate=recipe.backbone_rate)
+    size = Sampler(len(shown.kept), recipe.batch_size, seed).size
+    micro_batches_of(loop.get("micro_batches", 1), world, size)  # refused before the first stage, not after it
+    if (where := loop.get("tensorboard")) is not None:
+        Path(where).mkdir(parents=True, exist_ok=True)
     if frozen:
         loop["precision"] = "float32"
     options = {"seed": seed, "device": device, "checkpoint": checkpoint, **loop}

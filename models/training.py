@@ -124,7 +124,7 @@ def _compiled(objective: Objective, kind: str) -> Any:
     return torch.compile(objective.loss)
 
 
-def _micro_batches(asked: int, world: int, size: int) -> int:
+def micro_batches_of(asked: int, world: int, size: int) -> int:
     """Micro-batches of a step: as asked, but one for each process where only one is asked for."""
     number = world if asked == 1 else asked
     if number < 1 or number % world or size % number:
@@ -199,7 +199,7 @@ def train(
     """
     _check(steps, max_seconds, precision)
     processes, kind = parallel.start(device), torch.device(device).type
-    micro_batches = _micro_batches(micro_batches, processes.world, sampler.size)
+    micro_batches = micro_batches_of(micro_batches, processes.world, sampler.size)
     objective.to(device).train()
     loss_of = _compiled(objective, kind) if compile else objective.loss
     optimiser, trained = _optimiser(objective, lr, weight_decay), [p for p in objective.parameters() if p.requires_grad]

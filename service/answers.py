@@ -107,6 +107,19 @@ class NeighboursAnswer(Answer):
     neighbours: list[Neighbour]
 
 
+class RecallAnswer(Answer):
+    """What a search finds now of the true `k` nearest of `n` sources, drawn anew for each generation."""
+
+    encoder: str
+    revision: str
+    generation: int
+    exact: bool
+    n: int
+    k: int
+    recall: float
+    promised: float = Field(description="as measured when the index was built")
+
+
 class PdfAnswer(Answer):
     """p(z), constant between edges: `z` has one value more than `density`."""
 

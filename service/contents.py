@@ -26,6 +26,7 @@ Lines = Generator[str, None, None]
 Bar = Callable[[int, str, str], Any]  # total, unit, label -> a context that gives an object with `update`
 
 MESSAGE = 200  # characters of an error that is not ours
+PROBES, SPREAD = 50, 0.1  # sources whose neighbours are compared with the true ones; by chance they are fewer
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,10 @@ def _index(shelf: Checking, table: Table, encoder: str, revision: str, compared:
     lines += [f"{name}/{table.rows}/{line}" for line in verify(folder, told["files"], hashes=name not in shelf.hashed)]
     yield from lines
     if not lines:
+        if told["kind"] == "ivf":
+            recall, wanted = ann.measure(ann.open_index(folder), queries=PROBES), told["recall"]["wanted"]
+            if recall < wanted - SPREAD:
+                yield f"{name}: finds {recall:.2f} of the true neighbours, and {wanted} were promised"
         vectors = ann.open_vectors(folder)
         compared.append((name, vectors, told["vectors"]))
 

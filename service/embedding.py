@@ -72,6 +72,10 @@ class Pretrained:
             value = getattr(self, option)
             if value is not None and not least <= value < 2**63:
                 raise BadInput(f"{option}={value}: expected {least} or more")
+        if self.space == "projected" and (self.pca is not None or self.photometry):
+            raise BadInput(
+                "space 'projected' is where a CLIP's texts are: neither --pca nor --with-photometry goes with it"
+            )
 
 
 AS_THEY_ARE = Pretrained()
@@ -79,12 +83,13 @@ AS_THEY_ARE = Pretrained()
 
 def published_encoder(layout: Layout, name: str, folder: Path, options: Pretrained, *, device: str = "cpu") -> Path:
     """Make the encoder `name` of the network published in `folder` and store it on the shelf; returns its folder."""
-    from redshelf.models.foundation import load_pretrained
+    from redshelf.models.foundation import FoundationEncoder, load_pretrained
 
-    checkpoint.check_name(name)
+    checkpoint.check_new_name(name)
     info = layout.read_info()
     if not info.has_images:
         raise BadInput(f"survey {info.survey} has no images: the encoder of {folder} cannot embed it")
+    _refuse_other_kind(layout, name, FoundationEncoder.kind)
     encoder = load_pretrained(
         folder,
         bands=info.bands,
@@ -149,11 +154,26 @@ def find_encoder(
         encoder = checkpoint.load(weights)
         if encoder.name != name:
             raise BadInput(f"{weights} holds encoder {encoder.name!r}, not {name!r}")
+        Reader(layout, layout.read_info(), bands=encoder.bands, needs=encoder.needs)  # refuses bands that are not here
+        _refuse_other_kind(layout, name, encoder.kind)
         origin = {"copied_from": str(weights), "provenance": checkpoint.provenance(weights)}
         checkpoint.save(encoder, layout.models, provenance=origin)
     if layout.newest(name) != encoder.revision:
-        raise Conflict(f"{name}.{encoder.revision} is on this shelf already, and {layout.newest(name)} is newer")
+        raise Conflict(
+            f"{name}.{encoder.revision} is on this shelf already, and {layout.newest(name)} is newer: give it another "
+            f"name, or remove what is newer ({layout.model(name, layout.newest(name))})"
+        )
     return encoder
+
+
+def _refuse_other_kind(layout: Layout, name: str, kind: str) -> None:
+    """`Conflict` where the shelf has something else under this name: what was fitted on it would silently change."""
+    if name in layout.encoders():
+        there = checkpoint.read_config(layout.model(name, layout.newest(name)))["kind"]
+        if there != kind:
+            raise Conflict(
+                f"the shelf has an encoder {name!r} of kind {there}, and this one is {kind}: take another name"
+            )
 
 
 def embed(

@@ -89,4 +89,6 @@ def _panel(axes: Axes, rows: Sequence[dict[str, float]], label: str, keys: list[
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if len(keys) > 1:
-        axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=3)
+        axes.legend(
+            frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(keys), borderaxespad=0
+        )

@@ -7,14 +7,15 @@ from math import hypot
 import numpy as np
 import numpy.typing as npt
 
+from redshelf.indexing import ann
 from redshelf.indexing.columns import CLASSES, KINDS
 from redshelf.indexing.filters import Filters, near
 from redshelf.indexing.layout import finite_or_none
 from redshelf.models.errors import BadInput, NotFound
-from redshelf.service.answers import Neighbour, NeighboursAnswer
+from redshelf.service.answers import Neighbour, NeighboursAnswer, RecallAnswer
 from redshelf.service.shelf import OpenEncoder, OpenShelf
 
-MAX_K = 1000
+MAX_K, MAX_PROBES = 1000, 100
 WIDER_ARCSEC = (60.0, 3600.0, 648_000.0)  # where a position has no source near it
 MAX_LENGTH = 1e19  # of a query vector: its square and all differences from it stay within float32, 3.4e38
 
@@ -114,6 +115,25 @@ def neighbours_of_vector(
     query = np.asarray(vector, dtype=np.float32)
     answer = _search(shelf, chosen, query, row=None, k=k, filters=filters or Filters(), exact=exact)
     return answer.model_copy(update={"bands_missing": list(bands_missing)})
+
+
+def live_recall(shelf: OpenShelf, *, encoder: str | None = None, n: int = 20) -> RecallAnswer:
+    """How many of the ten nearest of `n` sources a search finds, compared with every one; `BadInput` for another n
+    than 1 to `MAX_PROBES`."""
+    if not 1 <= n <= MAX_PROBES:
+        raise BadInput(f"n={n}: expected 1 <= n <= {MAX_PROBES}")
+    chosen = shelf.encoder(encoder)
+    number = shelf.generation.number
+    return RecallAnswer(
+        encoder=chosen.name,
+        revision=chosen.published.revision,
+        generation=number,
+        exact=chosen.index.exact,
+        n=min(n, chosen.index.findable),
+        k=ann.RECALL_K,
+        recall=ann.measure(chosen.index, queries=n, seed=number),
+        promised=chosen.index.recall,
+    )
 
 
 def nearest_source(shelf: OpenShelf, ra_deg: float, dec_deg: float, *, radius_arcsec: float = 5.0) -> str:

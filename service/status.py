@@ -109,6 +109,8 @@ def _missing(
             lines.append(
                 f"a redshift fit on {e.name} and the labels as they are: run `redshelf fit --encoder {e.name}`"
             )
+    begun = {path.parent.name.removeprefix("train.") for path in layout.work("").glob("train.*/*.safetensors")}
+    lines += [f"the end of training {name}: it goes on, or goes on with the same command" for name in sorted(begun)]
     if not encoders:
         lines.append("an encoder: run `redshelf embed --encoder photometry`, or `redshelf pretrain --name NAME`")
     if not n_labels:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from redshelf.models.vit import Size
 
 SMALLEST = 64  # sources to pretrain on
-RESERVED = ("photometry",)
 MODELS = ("network", "vit", "cnn", "multimodal-cnn")
 PIXELS, FLUXES = frozenset({"pixels"}), frozenset({"fluxes"})
 
@@ -225,9 +224,7 @@ def train(
 
 
 def _shelf(root: Path, name: str) -> tuple[Layout, ShelfInfo]:
-    checkpoint.check_name(name)
-    if name in RESERVED:
-        raise BadInput(f"encoder name {name!r} is taken by the encoder that needs no training: take another")
+    checkpoint.check_new_name(name)
     layout = Layout(root)
     info = layout.read_info()
     layout.refuse_open_update()
@@ -277,7 +274,12 @@ def _folder(layout: Layout, name: str) -> Iterator[Path]:
     with lock if first else nullcontext():
         folder = layout.work(f"train.{name}")
         folder.mkdir(parents=True, exist_ok=True)
-        yield folder / "checkpoint.safetensors"
+        try:
+            yield folder / "checkpoint.safetensors"
+        except BadInput:
+            with suppress(OSError):  # there is a checkpoint of an earlier run
+                folder.rmdir()
+            raise
 
 
 def _keep(layout: Layout, encoder: StoredEncoder, report: Report, told: dict[str, Any], run: Run) -> Path:

@@ -132,17 +132,53 @@ def test_where_the_weights_come_from_is_told_by_the_served_shelf(shelf: Path) ->
         (("train", "--name", "x", "--model", "network", "--photometry"), "photometry=True means nothing"),
         (("embed", "--encoder", "masked", "--batch-size", "0"), "batch_size=0"),
         (("embed", "--encoder", "masked", "--weights", __file__), "is a file"),
+        (("embed", "--encoder", "photometry", "--weights", "{hub}/dinov2"), "'photometry' is taken"),
+        (("embed", "--encoder", "masked", "--weights", "{hub}/dinov2"), "of kind vit, and this one is foundation"),
+        (("embed", "--encoder", "x", "--weights", "{hub}/clip", "--space", "projected", "--pca", "4"), "--pca"),
+        (("train", "--name", "x", "--model", "vit", "--steps", "3", "--micro-batches", "3"), "micro_batches=3"),
+        (("train", "--name", "x", "--from", "masked", "--micro-batches", "3"), "micro_batches=3"),
+        (("pretrain", "--name", "x", "--with-redshifts", "--steps", "3"), "kept apart to score on"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_stores_nothing(
     shelf: Path, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(path.name for path in Layout(shelf).models.iterdir())
-    assert run(shelf, *arguments) == 1
+    assert run(shelf, *(argument.replace("{hub}", str(shelf.parent / "hub")) for argument in arguments)) == 1
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
     assert sorted(path.name for path in Layout(shelf).models.iterdir()) == before
+    assert not Layout(shelf).work("train.x").exists()
+
+
+def test_an_encoder_of_bands_that_are_not_here_leaves_nothing(
+    shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "shelf"
+    survey = small_survey.write(tmp_path / "survey", sources=60)
+    survey.write_text(survey.read_text().replace('name = "g"', 'name = "v"'))
+    for folder in (tmp_path / "survey" / "mosaics").glob("g"):
+        folder.rename(folder.with_name("v"))
+    assert main(["ingest", str(survey), "--shelf", str(root)]) == 0
+    layout = Layout(shelf)
+    assert (
+        run(root, "embed", "--encoder", "masked", "--weights", str(layout.model("masked", layout.newest("masked"))))
+        == 1
+    )
+    assert "the encoder needs band 'g'; survey" in capsys.readouterr().err
+    assert not Layout(root).encoders() and not list(root.glob("work/embed*/plan.json"))
+
+
+def test_a_training_that_was_killed_is_told_by_status(shelf: Path, tmp_path: Path) -> None:
+    from redshelf.service.status import status
+
+    path = Layout(shelf).work("train.broken") / "checkpoint.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"")
+    assert "the end of training broken: it goes on, or goes on with the same command" in status(shelf).missing
+    path.unlink()
+    path.parent.rmdir()
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGKILL", -9), ("SIGTERM", 85), ("SIGUSR1", 85)])

@@ -9,12 +9,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import small_survey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redshelf.indexing import ann, flat, ivf
+from redshelf.indexing.files import write_json
+from redshelf.indexing.filters import Filters
 from redshelf.models.errors import BadInput, Conflict
-from redshelf.service.embedding import size_of
+from redshelf.service.check import check
+from redshelf.service.embedding import build_index, embed, size_of
+from redshelf.service.ingest import ingest
+from redshelf.service.publish import publish
+from redshelf.service.search import live_recall, neighbours
+from redshelf.service.shelf import open_shelf
 
 N, DIM = 12_000, 24
 Bools = npt.NDArray[np.bool_]
@@ -240,3 +248,37 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
 def test_a_size_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="expected a number of bytes"):
         size_of(text)
+
+
+def test_a_shelf_with_lists_is_served_probed_and_checked(tmp_path: Path) -> None:
+    """The whole way with an approximate index: a filter of few rows is exact, others say what they promise."""
+    survey = small_survey.write(tmp_path, sources=1600, images=False)
+    root = tmp_path / "shelf"
+    ingest(survey, root)
+    embed(root, encoder="photometry")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ann, "EXACT_VALUES", 1000)
+        _, told = build_index(root, encoder="photometry")
+    assert told["kind"] == "ivf" and told["recall"]["value"] >= 0.95
+    publish(root)
+    assert not check(root).faults
+    shelf = open_shelf(root)
+    answer = neighbours(shelf, "s0007", k=20)
+    assert not answer.exact and answer.recall == told["recall"]["value"] and len(answer.neighbours) == 20
+    assert "s0007" not in {n.source_id for n in answer.neighbours} and answer.n_matching == 1599
+    exact = neighbours(shelf, "s0007", k=20, exact=True)
+    assert exact.exact and exact.recall == 1.0
+    hits = {n.source_id for n in exact.neighbours} & {n.source_id for n in answer.neighbours}
+    assert len(hits) >= 17
+    stars = neighbours(shelf, "s0007", k=20, filters=Filters(object_class="star"))
+    assert stars.exact and stars.n_matching == 32 and {n.object_class for n in stars.neighbours} == {"star"}
+    probed = live_recall(shelf, n=100)
+    assert (probed.n, probed.k, probed.exact) == (100, 10, False) and probed.recall >= 0.9
+    with pytest.raises(BadInput, match="n=0: expected 1 <= n <= 100"):
+        live_recall(shelf, n=0)
+    shutil.rmtree(root / "generations")  # which would tell that the manifest was altered
+    folder = next((root / "index").glob("*/*"))
+    document = ann.read_manifest(folder)
+    document["coverage"] = [[1, 1], [10, 1]]  # as if one list were enough
+    write_json(folder / ann.MANIFEST, document)
+    assert any("of the true neighbours, and 0.95 were promised" in line for line in check(root).faults)
