@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from io import BytesIO
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redshelf.indexing.files import write_bytes
 from redshelf.models.errors import BadInput
@@ -47,6 +47,7 @@ def training_plot(rows: Sequence[dict[str, float]], path: Path | None = None) ->
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     if not rows:
         raise BadInput("no rows to draw: the run has logged nothing yet")
@@ -57,6 +58,7 @@ def training_plot(rows: Sequence[dict[str, float]], path: Path | None = None) ->
     for axes, (label, keys) in zip(column, drawn.items(), strict=True):
         _panel(axes, rows, label, keys)
     column[-1].set_xlabel("step (batches)")
+    column[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.align_ylabels()
     hours, rest = divmod(round(rows[-1].get("seconds", 0)), 3600)
     figure.suptitle(f"{rows[-1]['step']:,.0f} steps in {hours} h {rest // 60:02d} min {rest % 60:02d} s", fontsize=10)
@@ -89,6 +91,5 @@ def _panel(axes: Axes, rows: Sequence[dict[str, float]], label: str, keys: list[
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if len(keys) > 1:
-        axes.legend(
-            frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(keys), borderaxespad=0
-        )
+        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": len(keys), "borderaxespad": 0}
+        axes.legend(frameon=False, fontsize=8, columnspacing=1.0, handlelength=1.2, **place)

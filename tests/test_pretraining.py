@@ -170,7 +170,10 @@ def test_other_options_are_those_of_the_loop(sky: blobs.Blobs, tmp_path: Path) -
         ({"redshift": np.full(320, np.nan), "redshift_loss": True}, "none of these has a redshift"),
         ({"redshift": np.full(319, 0.5)}, "shape \\(319,\\): expected \\(320,\\)"),
         ({"redshift": np.full(320, -0.5), "redshift_loss": True}, "negative"),
-        ({"redshift": np.where(np.arange(320) < 30, 3.0, np.nan), "redshift_loss": True}, "fewer than the .* bins"),
+        (
+            {"redshift": np.where(np.arange(320) < 30, 3.0, np.nan), "redshift_loss": True},
+            "30 labels up to z=3.00, 6 of them kept apart to score on, are fewer than the .* bins",
+        ),
     ],
 )
 def test_what_cannot_be_pretrained_is_refused_before_a_step(
