@@ -141,6 +141,10 @@ def _trained(folder: Path, report: Report, arguments: Namespace) -> int:
         "seconds": report.seconds,
         "loss": report.loss,
     }
+    if report.stages:
+        summary["of_which"] = {f"{name} stage": steps for name, steps in report.stages.items()}
+    if report.kept:
+        summary["kept"] = f"the {report.kept} stage: the one after it did no better on the labels held out"
     return _report(summary, arguments)
 
 

@@ -180,14 +180,21 @@ def specialise(
     )
     if first is not None and not shown.score(criterion) < before:
         encoder.load_state_dict(kept)
+        report = replace(report, kept="first")
     prior = implied_prior(prior, imbalance)
     if imbalance == "capped":
         options = _of_stage(options, f"head-{report.steps}")
         prior, head = _balance_head(shown, brightness, prior, config, recipe, world=world, options=options)
-        report = replace(report, steps=report.steps + head.steps, seconds=report.seconds + head.seconds)
+        report = _with(report, "head", head)
     if first is not None:
-        report = replace(report, steps=report.steps + first.steps, seconds=report.seconds + first.seconds)
+        report = _with(report, "first", first)
     return _finished(encoder, shown, prior), report
+
+
+def _with(report: Report, name: str, stage: Report) -> Report:
+    """A run and another stage of it: steps and seconds of both."""
+    steps, seconds = report.steps + stage.steps, report.seconds + stage.seconds
+    return replace(report, steps=steps, seconds=seconds, stages={**report.stages, name: stage.steps})
 
 
 def _prior(target: Target, labels: Labels) -> Floats:

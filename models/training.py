@@ -16,7 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -77,6 +77,8 @@ class Report:
     resumed_from: int = 0
     best_validation: float | None = None
     micro_batches: int = 1
+    stages: dict[str, int] = field(default_factory=dict)  # steps of those beside the one that `rows` are of
+    kept: str = ""  # the stage whose weights were kept instead of this one's
 
     @property
     def loss(self) -> float:

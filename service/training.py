@@ -295,6 +295,7 @@ def _keep(layout: Layout, encoder: StoredEncoder, report: Report, told: dict[str
         asked = {f.name: getattr(run, f.name) for f in fields(run) if f.name not in ("tensorboard", "progress")}
         provenance = {**told, "seed": run.seed, "run": asked, "made_by": made_by(), "steps": report.steps}
         provenance |= {"seconds": round(report.seconds, 1), "survey": layout.read_info().survey}
+        provenance |= {"stages": report.stages, "kept_stage": report.kept} if report.stages else {}
         kept = checkpoint.save(encoder, layout.models, provenance=provenance, beside=beside)
         shutil.rmtree(layout.work(f"train.{encoder.name}"))
         if layout.newest(encoder.name) != encoder.revision:

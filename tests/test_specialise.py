@@ -119,7 +119,7 @@ def test_fine_tuning_starts_from_the_given_weights_and_keeps_near_them(direct: t
 def test_a_whole_network_that_does_no_better_than_its_first_stage_falls_back_on_that() -> None:
     start = red_blobs.tiny_vit()
     network, report = run("direct", backbone=start, steps=2, lr=1.0)
-    assert report.steps == 32 and network.backbone is not None
+    assert (report.steps, report.stages, report.kept) == (32, {"first": 30}, "first") and network.backbone is not None
     for key, value in network.backbone.state_dict().items():
         assert torch.equal(value, start.state_dict()[key])
     assert head_error(network) < head_error(run("direct", steps=1, lr=1e-9)[0]) + 1e-3
