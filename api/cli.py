@@ -185,6 +185,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("-k", type=int, help="how many [10]")
     p.add_argument("--estimator", metavar="NAME", help="of the redshift [the shelf's default]")
 
+    p = add("neighbours", "the nearest of every source, as a Parquet file; resumable")
+    p.add_argument("-k", type=int, default=64, help="how many of each [64]")
+    p.add_argument("-o", dest="path", type=Path, required=True, metavar="FILE", help="a new file")
+    p.add_argument("--encoder", help="embedding space [the shelf's default]")
+
     p = add("export", "sources and labels as a HATS folder, which LSDB opens and `ingest` reads")
     p.add_argument("-o", dest="folder", type=Path, required=True, metavar="DIR", help="a new folder")
 

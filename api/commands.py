@@ -261,6 +261,13 @@ def search(arguments: Namespace) -> int:
     return 0
 
 
+def neighbours(arguments: Namespace) -> int:
+    from redshelf.service.neighbours import write_neighbours
+
+    how = {"k": arguments.k, "encoder": arguments.encoder, "progress": _progress()}
+    return _report(write_neighbours(_shelf(arguments), arguments.path, **how), arguments)
+
+
 def export(arguments: Namespace) -> int:
     from redshelf.indexing.export import export_hats
     from redshelf.indexing.layout import Layout
@@ -309,7 +316,7 @@ def demo(arguments: Namespace) -> int:
 RUN: dict[str, Callable[[Namespace], int]] = {
     function.__name__: function
     for function in (
-        simulate, ingest, delete, pretrain, train, embed, index, fit, publish, serve, search, export, check, status,
-        demo,
+        simulate, ingest, delete, pretrain, train, embed, index, fit, publish, serve, search, neighbours, export, check,
+        status, demo,
     )
 }  # fmt: skip

@@ -44,8 +44,11 @@ def url(app: FastAPI) -> Iterator[str]:
     thread.join()
 
 
-@pytest.mark.parametrize("command", ["simulate", "ingest", "delete", "pretrain", "train", "embed", "index", "fit",
-                                     "publish", "serve", "search", "export", "check", "status", "demo"])  # fmt: skip
+@pytest.mark.parametrize(
+    "command",
+    ["simulate", "ingest", "delete", "pretrain", "train", "embed", "index", "fit", "publish", "serve", "search",
+     "neighbours", "export", "check", "status", "demo"],
+)  # fmt: skip
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
