@@ -27,6 +27,7 @@ RECALL_QUERIES, RECALL_K = 100, 10
 EXACT_VALUES = 2**25  # numbers that are compared in milliseconds: smaller embeddings need no inverted lists
 FEW_VALUES = 2**23  # likewise in less than one: of rows that pass a filter
 MEMORY, RECALL = 8 * 2**30, 0.95
+AT_RANDOM, PROBES = 1.05, 12  # the slack of a filter that keeps any part of the space, and queries to measure others by
 
 Bools = npt.NDArray[np.bool_]
 
@@ -41,6 +42,7 @@ class Selection:
     few: tuple[Any, Ints] | None  # of few rows: a FAISS index of their vectors, and which they are
     passing: Ints  # of each inverted list, how many
     slack: float  # how many times as many lists it takes as for rows that pass at random
+    candidates: int  # and how many times as many candidates
 
     @cached_property
     def selector(self) -> Any:
@@ -97,7 +99,7 @@ class Index:
         mask = mask & self.known
         rows = np.flatnonzero(mask)
         few = len(rows) * self.dim <= FEW_VALUES
-        passing, slack = np.empty(0, dtype=np.int64), 1.0
+        passing, slack, candidates = np.empty(0, dtype=np.int64), 1.0, 1
         if self.lists is not None and not few:
             its = self.lists
             passing = np.bincount(its.list_of[rows], minlength=its.index.nlist)
@@ -106,14 +108,19 @@ class Index:
             if len(queries) >= ivf.SLACK_QUERIES // 4:  # else nearly all pass
                 told = {"sizes": its.sizes, "passing": passing}
                 slack = ivf.slack(its.index, its.tuning, self.flat, rows, queries, its.list_of, **told)
-        return Selection(
-            mask,
-            len(rows),
-            np.packbits(mask, bitorder="little"),
-            (flat.of(self.flat.codes[rows]), rows) if few else None,
-            passing,
-            slack,
-        )
+        bits = np.packbits(mask, bitorder="little")
+        vectors = (flat.of(self.flat.codes[rows]), rows) if few else None
+        found = Selection(mask, len(rows), bits, vectors, passing, slack, candidates)
+        if slack <= AT_RANDOM or self.lists is None:
+            return found
+        asking = queries[:PROBES]
+        true, _ = self._compare(asking, min(RECALL_K, len(rows)), found)
+        for candidates in (1, 2, 4, 8, 16):  # the codes tell far vectors apart less well than near ones
+            found = replace(found, candidates=candidates)
+            got, _ = self._look(self.lists, asking, RECALL_K, found)
+            if (got[:, : true.shape[1]] <= true[:, -1:] * (1 + 1e-5)).mean() >= self.lists.tuning.wanted:
+                break
+        return found
 
     def _findable(self, exact: bool) -> Selection | None:
         """All rows that can be found, None where that is every row that is looked at."""
@@ -164,7 +171,9 @@ class Index:
 
     def _look(self, lists: Lists, queries: Floats, k: int, among: Selection | None) -> tuple[Floats, Ints]:
         tuning, most = lists.tuning, lists.index.nlist
-        told: dict[str, Any] = {"factor": tuning.factor(k), "selector": None if among is None else among.selector}
+        times = 1 if among is None else among.candidates
+        told: dict[str, Any] = {"factor": times * tuning.factor(k)}
+        told["selector"] = None if among is None else among.selector
         if among is None:
             needed = min(most, math.ceil(tuning.lists(np.array([max(k, RECALL_K)]))[0]))
             return ivf.search(lists.index, self.flat, queries, k, lists=needed, **told)
@@ -251,16 +260,23 @@ def build(
         raise BadInput("cannot index an embedding without rows")
     if not 0 < recall < 1:
         raise BadInput(f"recall={recall}: expected more than 0 and less than 1")
+    (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier build: what follows is not what it says
     known = flat.write(folder / VECTORS, batches, rows=rows, dim=dim)
     if not known.any():
         raise BadInput("cannot index an embedding whose every vector is zero: the encoder saw no source")
     _save(folder / KNOWN, np.packbits(known))
     vectors = flat.open_flat(folder / VECTORS, rows=rows, dim=dim)
     files, facts = [folder / VECTORS, folder / KNOWN], _exact_facts(int(known.sum()))
-    if rows * dim > EXACT_VALUES:
+    if int(known.sum()) * dim > EXACT_VALUES:
         facts = _build_lists(folder, vectors, known, memory=memory, recall=recall)
         files += [folder / INDEX, folder / LISTS]
-    facts |= {"rows": rows, "vectors": int(known.sum()), "dim": dim, "files": manifest(folder, files)}
+    facts |= {
+        "asked": {"memory": memory, "recall": recall},
+        "rows": rows,
+        "vectors": int(known.sum()),
+        "dim": dim,
+        "files": manifest(folder, files),
+    }
     write_json(folder / MANIFEST, {**provenance, **facts})
 
 
@@ -274,10 +290,10 @@ def _build_lists(folder: Path, vectors: Flat, known: Bools, *, memory: int, reca
     import faiss
 
     found = _earlier(folder, known)
-    if found is not None:
+    if found is not None and ivf.Shape(found[0].nlist, found[0].pq.M).bytes(len(vectors), vectors.dim) <= memory:
         index, before = found
     else:
-        index, before = ivf.train(vectors, known, ivf.choose(len(vectors), vectors.dim, memory=memory)), 0
+        index, before = ivf.train(vectors, known, ivf.choose(int(known.sum()), vectors.dim, memory=memory)), 0
     ivf.add(index, ivf.blocks(vectors, known, start=before))
     list_of = ivf.list_of(index, len(vectors))
     tuning = ivf.tune(index, vectors, known, list_of, recall=recall)

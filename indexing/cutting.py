@@ -203,6 +203,12 @@ def together(plan: IngestPlan, parts: Iterable[int]) -> list[list[int]]:
     return groups
 
 
+def has_sources(layout: Layout, plan: IngestPlan) -> bool:
+    """Whether the rows of the sources, which are written with the plan alone, are there: in their table, or beside."""
+    facts = plan.facts
+    return store.count_rows(layout.sources) >= facts.rows or 0 in done_parts(receipts(layout, facts, "sources"))
+
+
 def job(layout: Layout, plan: IngestPlan) -> Job:
     """The plan for a scheduler."""
     words = ("ingest", plan.facts.survey_file)
@@ -278,7 +284,7 @@ def open_survey(layout: Layout, plan: IngestPlan, parts: Sequence[int]) -> tuple
     names = sorted({plan.facts.tiles[piece.tile] for piece in pieces if piece.tile >= 0})
     known = source_of(layout).tiles
     found = origin.of_tiles(survey, {name: paths[name] for name in names if name in paths})
-    for name in names:
+    for name in [*names, *(name for name in plan.facts.tiles if name not in paths)]:
         if found.get(name) != known.get(name):
             raise Conflict(f"tile {name}: its images have changed since the ingest was planned: plan it again")
     return survey, paths

@@ -127,7 +127,7 @@ class Tuning:
         x, y = (np.log(np.array(values, dtype=np.float64)) for values in zip(*self.coverage, strict=True))
         at = np.log(np.maximum(depth, 1.0))
         slope = (y[-1] - y[0]) / max(x[-1] - x[0], 1e-9) if len(x) > 1 else 0.0
-        return np.asarray(np.exp(np.interp(at, x, y) + np.maximum(at - x[-1], 0) * max(slope, 0.0)))
+        return np.asarray(np.exp(np.interp(at, x, y) + np.maximum(at - x[-1], 0) * max(slope, 1.0)))
 
     def factor(self, k: int) -> int:
         """Candidates for each of `k` neighbours; for fewer than were measured as many in all."""
@@ -145,7 +145,10 @@ def search(
 
     blank = empty(flat.dim)  # the constructor wants as many rows in both, and the lists lack those without a vector
     refined = faiss.IndexRefine(blank, blank)
+    owned = [(one, one.this.own()) for one in (index, flat.index)]
     refined.base_index, refined.refine_index, refined.ntotal = index, flat.index, len(flat)
+    for one, ours in owned:
+        one.this.own(ours)  # the assignment has taken it from Python, and nobody would free it
     base = faiss.SearchParametersIVF(nprobe=lists, sel=selector)
     parameters = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=base)
     squared, rows = refined.search(queries, k, params=parameters)
@@ -241,7 +244,7 @@ def nearby(index: Any, tuning: Tuning, queries: Floats, k: int, *, sizes: Ints, 
         _, order = index.quantizer.search(queries[left], most)
         seen, hits = np.cumsum(sizes[order], axis=1), np.cumsum(passing[order], axis=1)
         needed = tuning.lists((k * seen / np.maximum(hits, 1)).ravel()).reshape(seen.shape)
-        enough = (np.arange(1, most + 1) >= needed) & (hits >= share)
+        enough = (np.arange(1, most + 1) >= needed) & (hits >= max(share, min(2 * k, passing.sum())))
         looked[left] = np.where(enough.any(axis=1), enough.argmax(axis=1) + 1, index.nlist)
         left = left[~enough.any(axis=1)]
         if most == index.nlist or not len(left):

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from redshelf.indexing import ann, deletions, partition, store
+from redshelf.indexing import ann, deletions, generation, partition, store
 from redshelf.indexing.batches import Reader, photometry, photometry_columns
 from redshelf.indexing.embed import embed_all, end_committed, worker
-from redshelf.indexing.files import alone
+from redshelf.indexing.files import alone, verify
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.runners import on_processes, on_ray
 from redshelf.models import checkpoint
@@ -238,9 +238,29 @@ def build_index(
     folder = layout.index(encoder, revision, rows)
     busy = f"another process builds the index of {encoder} on {root}: wait until it has ended"
     with alone(layout.work(f"index.{encoder}.{revision}.lock"), busy):
-        told = {"rows": rows, "dim": dim, "memory": memory, "recall": recall}
-        ann.build(folder, batches, provenance=provenance, **told)
+        asked: dict[str, Any] = {"memory": memory, "recall": recall}
+        if not _is_built(layout, folder, {**provenance, "asked": asked}):
+            ann.build(folder, batches, provenance=provenance, rows=rows, dim=dim, **asked)
     return revision, ann.read_manifest(folder)
+
+
+def _is_built(layout: Layout, folder: Path, asked: dict[str, Any]) -> bool:
+    """Whether this very index is there and whole; `Conflict` where a generation serves another one in its place."""
+    if not (folder / ann.MANIFEST).is_file():
+        return False
+    told = ann.read_manifest(folder)
+    if verify(folder, told["files"], hashes=True):
+        return False
+    if all(told.get(key) == value for key, value in asked.items()):
+        return True
+    name = f"{folder.relative_to(layout.root)}/{ann.MANIFEST}"
+    for number in generation.numbers(layout):
+        if name in generation.read(layout, number).files:
+            raise Conflict(
+                f"generation {number} serves the index in {folder} as it is, built with {told.get('asked')}: remove "
+                f"{generation.path_of(layout, number)} first"
+            )
+    return False
 
 
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

@@ -132,7 +132,9 @@ def _plan(
     with suppress(NotFound, BadInput):
         found = cutting.read(layout)
         asked = {"fingerprint": its.source.fingerprint, "part_rows": part_rows, "task_parts": task_parts}
-        if all(value in (None, getattr(found.facts, name)) for name, value in asked.items()):
+        asked["survey_file"] = str(its.file.resolve())  # which may have been moved
+        same = all(value in (None, getattr(found.facts, name)) for name, value in asked.items())
+        if same and cutting.has_sources(layout, found):
             return found
     if info is not None and not changed and not begun and store.exists(layout.sources):
         return None
@@ -150,6 +152,8 @@ def _finish(layout: Layout, survey: Survey, source: Origin, plan: IngestPlan | N
         deletions.add(layout, {deletions.CHANGED: plan.changed, deletions.REMOVED: plan.removed})
     merged, sources = _write_labels(layout, survey)
     origin.write(layout.origin_file, source)
+    for path in (layout.update_file, cutting.folder(layout) / cutting.PLAN_FILE):
+        path.unlink(missing_ok=True)  # before what they speak of
     shutil.rmtree(cutting.folder(layout), ignore_errors=True)
     occupied = set(sources["tile"].unique().to_pylist())
     source_id = sources["source_id"].to_numpy()
@@ -266,8 +270,15 @@ def _commit(layout: Layout, survey_file: Path, plan: IngestPlan) -> IngestReport
 def commit(survey_file: Path, shelf: Path) -> IngestReport:
     """End the ingest whose parts are all cut; `Conflict` naming those that are not."""
     layout = _layout(shelf)
+    if _ended(layout):
+        return ingest(survey_file, shelf)
     with _writing(layout):
         return _commit(layout, survey_file, _planned(layout, survey_file))
+
+
+def _ended(layout: Layout) -> bool:
+    """Whether there are sources and no plan: somebody else has ended it."""
+    return store.exists(layout.sources) and not (cutting.folder(layout) / cutting.PLAN_FILE).is_file()
 
 
 def submit(
@@ -296,6 +307,8 @@ def submit(
 def commit_or_resubmit(survey_file: Path, shelf: Path) -> IngestReport | dict[str, Any]:
     """What the commit job of SLURM does: end the ingest, or send the tasks that miss parts once more."""
     layout = _layout(shelf)
+    if _ended(layout):
+        return ingest(survey_file, shelf)
     with _writing(layout):
         plan = _planned(layout, survey_file)
         return commit_or_send(layout, cutting.job(layout, plan), lambda: _commit(layout, survey_file, plan))

@@ -73,8 +73,7 @@ def test_tasks_in_any_order_and_twice_give_what_one_run_gives(survey: Path, shel
     assert (report.sources, report.new, report.labelled) == (60, 60, 20) and not report.labels_only
     assert report.empty_tiles == ("t2",)
     assert_same_rows(shelf, undisturbed)
-    with pytest.raises(NotFound, match="no ingest is planned on"):
-        service.commit(survey, shelf)
+    assert service.commit(survey, shelf).labels_only  # somebody else has ended it
     assert service.make_plan(survey, shelf) is None
 
 
@@ -221,6 +220,22 @@ def test_wrong_steps_are_refused(survey: Path, shelf: Path, tmp_path: Path) -> N
     other = write_survey(tmp_path / "other")
     with pytest.raises(Conflict, match=r"the ingest that is planned on .* is of .*d/survey\.toml, not"):
         service.do(other, shelf, task=0)
+
+
+def test_a_plan_whose_source_rows_are_lost_or_whose_survey_was_moved_is_made_anew(
+    survey: Path, shelf: Path, undisturbed: Path
+) -> None:
+    planned = plan(survey, shelf)
+    service.do(survey, shelf, task=0)
+    shutil.rmtree(cutting.receipts(Layout(shelf), planned.facts, "sources"))
+    ingest(survey, shelf)
+    assert_same_rows(shelf, undisturbed)
+    other = shelf.with_name("other")
+    plan(survey, other)
+    moved = survey.parent.with_name("moved")
+    survey.parent.rename(moved)
+    service.make_plan(moved / survey.name, other, **SIZES)
+    end(moved / survey.name, other, undisturbed)
 
 
 def test_a_signal_ends_a_task_after_the_part_at_hand(

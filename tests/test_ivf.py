@@ -144,6 +144,23 @@ def test_few_rows_are_compared_one_by_one(index: ann.Index, seed: int, share: fl
     assert set(found[0, :width]) <= set(rows.tolist()) and (width == 0 or found[0, 0] == nearest[0, 0])
 
 
+def test_as_many_as_there_are_come_back_when_many_are_asked_for(index: ann.Index) -> None:
+    for share in (0.03, 0.1, 0.5):
+        among = index.select(np.random.default_rng(8).random(N) < share)
+        assert among.few is None
+        for k in (100, 300, 1000):
+            rows = index.search(QUERIES[:40], k, among=among)[1]
+            assert ((rows >= 0).sum(axis=1) == min(k, among.count)).all(), (share, k)
+
+
+def test_few_known_rows_of_many_are_searched_exactly(tmp_path: Path) -> None:
+    vectors = np.zeros_like(VECTORS)
+    vectors[::400] = VECTORS[1::400]
+    opened = ann.open_index(build(tmp_path, vectors))
+    assert opened.exact and opened.findable == vectors.any(axis=1).sum()
+    assert vectors.any(axis=1)[opened.search(QUERIES[:5], 20)[1]].all()
+
+
 def test_rows_without_a_vector_and_deleted_ones_are_never_found(index: ann.Index) -> None:
     nobody = np.zeros((1, DIM), dtype=np.float32)  # where the rows without a vector lie
     known = VECTORS.any(axis=1)
@@ -207,7 +224,7 @@ def test_memory_decides_the_codes_and_too_little_is_refused(tmp_path: Path) -> N
     assert tight.bytes(10**6, 384) <= 40 * 10**6
     assert ivf.choose(10**6, 13, memory=2**33).codes == 13  # a prime: a code a number
     assert ivf.choose(40 * 10**6, 128, memory=6 * 10**9).lists == 16_384
-    with pytest.raises(BadInput, match=r"memory=1000 bytes: an index of 12000 vectors of 24 numbers takes at least"):
+    with pytest.raises(BadInput, match=r"memory=1000 bytes: an index of 11900 vectors of 24 numbers takes at least"):
         build(tmp_path, memory=1000)
     with pytest.raises(BadInput, match=r"recall=1\.0: expected more than 0 and less than 1"):
         build(tmp_path, recall=1.0)
@@ -279,6 +296,6 @@ def test_a_shelf_with_lists_is_served_probed_and_checked(tmp_path: Path) -> None
     shutil.rmtree(root / "generations")  # which would tell that the manifest was altered
     folder = next((root / "index").glob("*/*"))
     document = ann.read_manifest(folder)
-    document["coverage"] = [[1, 1], [10, 1]]  # as if one list were enough
+    document |= {"coverage": [[1, 1], [10, 1], [1000, 1]], "factors": [[10, 1]]}  # as if one list were enough
     write_json(folder / ann.MANIFEST, document)
     assert any("of the true neighbours, and 0.95 were promised" in line for line in check(root).faults)

@@ -361,3 +361,18 @@ def test_a_second_build_at_the_same_time_is_refused(own_shelf: Path) -> None:
     ):
         build_index(own_shelf, encoder="vit")
     assert json.dumps(ann.read_manifest(layout.index("vit", revision, 300))) == before
+
+
+def test_an_index_that_is_served_is_left_as_it_is(own_shelf: Path) -> None:
+    layout = Layout(own_shelf)
+    revision = layout.newest("vit")
+    folder = layout.index("vit", revision, 300)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert build_index(own_shelf, encoder="vit") == (revision, ann.read_manifest(folder))
+    with pytest.raises(Conflict, match=r"generation 1 serves the index in .* remove .*1\.json first"):
+        build_index(own_shelf, encoder="vit", recall=0.9)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (folder / ann.VECTORS).write_bytes(before[ann.VECTORS][:-4])  # damaged: made anew, to the bit
+    build_index(own_shelf, encoder="vit")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    open_shelf(own_shelf)
