@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 from common import peak_mb
 
-from redshelf.indexing import ann, flat, ivf
+from redshelf.indexing import ann, ivf
 
 K, RECALL, CORES = 10, 0.95, 2
 BLOCK = 65_536
@@ -134,17 +134,12 @@ def bare(index: ann.Index) -> Find:
     if index.lists is None:
         return lambda queries: np.asarray(index.flat.index.search(queries, K)[1])
     tuning, lists = index.lists.tuning, index.lists.index
-    blank = flat.empty(index.dim)
-    refined = faiss.IndexRefine(blank, blank)
-    refined.base_index, refined.refine_index, refined.ntotal = lists, index.flat.index, len(index.flat)
     nprobe = min(lists.nlist, int(np.ceil(tuning.lists(np.array([K]))[0])))
     base = faiss.SearchParametersIVF(nprobe=nprobe)
     told = faiss.IndexRefineSearchParameters(k_factor=tuning.factor(K), base_index_params=base)
-    keep = (blank, base)  # FAISS holds no reference
 
-    def find(queries: Floats) -> Ints:
-        assert keep
-        return np.asarray(refined.search(queries, K, params=told)[1])
+    def find(queries: Floats, base: Any = base) -> Ints:  # FAISS holds no reference to it
+        return np.asarray(index.lists.refined.search(queries, K, params=told)[1])
 
     return find
 

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from redshelf.indexing import flat, ivf
-from redshelf.indexing.files import manifest, read_json, write_json, write_with
-from redshelf.indexing.flat import Bytes, Flat, Floats, Halves, Ints
+from redshelf.indexing.files import manifest, read_json, write_json, write_npy, write_with
+from redshelf.indexing.flat import Flat, Floats, Halves, Ints
 from redshelf.models.errors import BadInput, Conflict, NotFound
 
 VECTORS, KNOWN, LISTS, INDEX, MANIFEST = "vectors.faiss", "known.npy", "lists.npy", "all.faiss", "manifest.json"
@@ -38,17 +38,11 @@ class Selection:
 
     mask: Bools  # (N,)
     count: int
-    bits: Bytes
+    selector: Any
     few: tuple[Any, Ints] | None  # of few rows: a FAISS index of their vectors, and which they are
     passing: Ints  # of each inverted list, how many
     slack: float  # how many times as many lists it takes as for rows that pass at random
     candidates: int  # and how many times as many candidates
-
-    @cached_property
-    def selector(self) -> Any:
-        import faiss
-
-        return faiss.IDSelectorBitmap(len(self.mask), faiss.swig_ptr(self.bits))
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +50,7 @@ class Lists:
     """The inverted lists of an index, which list each row is in, and what was measured on them."""
 
     index: Any
+    refined: Any  # the same, with the vectors behind them
     list_of: ivf.Lists  # (N,), mapped
     tuning: ivf.Tuning
 
@@ -108,13 +103,12 @@ class Index:
             if len(queries) >= ivf.SLACK_QUERIES // 4:  # else nearly all pass
                 told = {"sizes": its.sizes, "passing": passing}
                 slack = ivf.slack(its.index, its.tuning, self.flat, rows, queries, its.list_of, **told)
-        bits = np.packbits(mask, bitorder="little")
         vectors = (flat.of(self.flat.codes[rows]), rows) if few else None
-        found = Selection(mask, len(rows), bits, vectors, passing, slack, candidates)
+        found = Selection(mask, len(rows), flat.selector_of(mask), vectors, passing, slack, candidates)
         if slack <= AT_RANDOM or self.lists is None:
             return found
         asking = queries[:PROBES]
-        true, _ = self._compare(asking, min(RECALL_K, len(rows)), found)
+        true, _ = self.flat.search(asking, min(RECALL_K, len(rows)), selector=found.selector)
         for candidates in (1, 2, 4, 8, 16):  # the codes tell far vectors apart less well than near ones
             found = replace(found, candidates=candidates)
             got, _ = self._look(self.lists, asking, RECALL_K, found)
@@ -148,7 +142,7 @@ class Index:
         if among is not None and among.few is not None:
             squared, rows = _among_few(among.few, queries, k)
         elif exact or self.lists is None:
-            squared, rows = self._compare(queries, min(k, len(self.flat)), among)
+            squared, rows = self.flat.search(queries, k, selector=None if among is None else among.selector)
         else:
             squared, rows = self._look(self.lists, queries, k, among)
         distance = np.full((len(queries), k), np.inf, dtype=np.float32)
@@ -162,13 +156,6 @@ class Index:
         """How many rows can be found."""
         return int(self.known.sum())
 
-    def _compare(self, queries: Floats, k: int, among: Selection | None) -> tuple[Floats, Ints]:
-        import faiss
-
-        parameters = None if among is None else faiss.SearchParameters(sel=among.selector)
-        squared, rows = self.flat.index.search(queries, k, params=parameters)
-        return squared, rows
-
     def _look(self, lists: Lists, queries: Floats, k: int, among: Selection | None) -> tuple[Floats, Ints]:
         tuning, most = lists.tuning, lists.index.nlist
         times = 1 if among is None else among.candidates
@@ -176,14 +163,14 @@ class Index:
         told["selector"] = None if among is None else among.selector
         if among is None:
             needed = min(most, math.ceil(tuning.lists(np.array([max(k, RECALL_K)]))[0]))
-            return ivf.search(lists.index, self.flat, queries, k, lists=needed, **told)
+            return ivf.search(lists.refined, queries, k, lists=needed, **told)
         of_each = ivf.nearby(lists.index, tuning, queries, max(k, RECALL_K), sizes=lists.sizes, passing=among.passing)
         of_each = np.minimum(most, np.ceil(of_each * among.slack).astype(np.int64))
         steps = np.minimum(most, 2 ** np.ceil(np.log2(of_each)).astype(np.int64)) if len(queries) > 1 else of_each
         squared, rows = np.full((len(queries), k), np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
         for step in np.unique(steps):
             at = steps == step
-            squared[at], rows[at] = ivf.search(lists.index, self.flat, queries[at], k, lists=int(step), **told)
+            squared[at], rows[at] = ivf.search(lists.refined, queries[at], k, lists=int(step), **told)
         return squared, rows
 
 
@@ -264,7 +251,7 @@ def build(
     known = flat.write(folder / VECTORS, batches, rows=rows, dim=dim)
     if not known.any():
         raise BadInput("cannot index an embedding whose every vector is zero: the encoder saw no source")
-    _save(folder / KNOWN, np.packbits(known))
+    write_npy(folder / KNOWN, np.packbits(known))
     vectors = flat.open_flat(folder / VECTORS, rows=rows, dim=dim)
     files, facts = [folder / VECTORS, folder / KNOWN], _exact_facts(int(known.sum()))
     if int(known.sum()) * dim > EXACT_VALUES:
@@ -302,7 +289,7 @@ def _build_lists(folder: Path, vectors: Flat, known: Bools, *, memory: int, reca
         faiss.write_index(index, faiss.PyCallbackIOWriter(handle.write))
 
     write_with(folder / INDEX, fill)
-    _save(folder / LISTS, list_of)
+    write_npy(folder / LISTS, list_of)
     names = ("lists", "candidates", "recall", "ms")
     return {
         "kind": "ivf",
@@ -315,13 +302,6 @@ def _build_lists(folder: Path, vectors: Flat, known: Bools, *, memory: int, reca
         "factors": tuning.factors,
         "table": [dict(zip(names, line, strict=True)) for line in tuning.table],
     }
-
-
-def _save(path: Path, values: npt.NDArray[Any]) -> None:
-    def fill(handle: BinaryIO) -> None:
-        np.save(handle, values)
-
-    write_with(path, fill)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -355,5 +335,5 @@ def open_index(folder: Path) -> Index:
             raise Conflict(f"{folder / INDEX}: holds {index.ntotal} x {index.d}, its manifest says otherwise")
         coverage, factors = (tuple((a, b) for a, b in told[name]) for name in ("coverage", "factors"))
         tuning = ivf.Tuning(coverage, factors, (), told["recall"]["value"], told["recall"]["wanted"])
-        lists = Lists(index, np.load(folder / LISTS, mmap_mode="r"), tuning)
+        lists = Lists(index, ivf.refined(index, vectors), np.load(folder / LISTS, mmap_mode="r"), tuning)
     return Index(vectors, lists, known, told["recall"]["value"])

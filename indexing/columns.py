@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from redshelf.indexing.files import write_with
+from redshelf.indexing.files import write_npy
 from redshelf.models.errors import BadInput
 
 CLASSES = ("unknown", "galaxy", "star", "agn")  # `class` column: position in this tuple
@@ -48,11 +48,7 @@ def write(folder: Path, columns: Mapping[str, npt.NDArray[Any]]) -> None:
     if len(set(lengths.values())) > 1:
         raise BadInput(f"columns differ in length: {lengths}")
     for name, values in columns.items():
-
-        def fill(handle: BinaryIO, values: npt.NDArray[Any] = values) -> None:
-            np.save(handle, values, allow_pickle=False)
-
-        write_with(folder / f"{name}.npy", fill)
+        write_npy(folder / f"{name}.npy", values)
 
 
 def open_columns(folder: Path) -> Columns:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import count, groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from redshelf.indexing import cutouts, imaging, origin, store, tiling
 from redshelf.indexing import survey as surveys
-from redshelf.indexing.files import read_json, write_json, write_with
+from redshelf.indexing.files import read_json, write_json, write_npy
 from redshelf.indexing.imaging import TilePaths
 from redshelf.indexing.jobs import Do, Job, Parts, Progress
 from redshelf.indexing.layout import Layout, ShelfInfo
@@ -46,8 +46,8 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Facts:
-    """plan.json: rows `first_row` to `rows`, of the state `fingerprint` of a survey. `tag` is part of the names under
-    which the two tables know the commit, `cut` says what each cut of the survey file removed."""
+    """plan.json: rows `first_row` to `rows`, of the state `fingerprint` of a survey. `tag` is the name under which
+    the two tables know the commit, `cut` says what each cut of the survey file removed."""
 
     fingerprint: str
     survey_file: str
@@ -131,18 +131,14 @@ def write(layout: Layout, plan: IngestPlan, source: Origin) -> None:
     home = folder(layout)
     origin.write(home / ORIGIN_FILE, source)
     for name in ARRAYS:
-        write_with(home / f"{name}.npy", partial(_save, getattr(plan, name)))
+        write_npy(home / f"{name}.npy", getattr(plan, name))
     write_json(home / PLAN_FILE, {**asdict(plan.facts), "id": plan.facts.id})
-
-
-def _save(values: npt.NDArray[Any], handle: BinaryIO) -> None:
-    np.save(handle, values)
 
 
 def write_sources(layout: Layout, facts: Facts, batches: Iterable[pa.RecordBatch]) -> None:
     """Write the new rows of sources.lance, which `commit` makes part of the table; before the plan."""
     schema = store.sources_schema(layout.read_info().band_names, facts.references)
-    told: dict[str, Any] = {"receipts": receipts(layout, facts, "sources"), "plan": f"ingest-{facts.tag}"}
+    told: dict[str, Any] = {"receipts": receipts(layout, facts, "sources"), "plan": facts.tag}
     write_part(layout.sources, schema, batches, part=0, first_row=facts.first_row, **told)
 
 
@@ -264,7 +260,7 @@ def cut_parts(
         import torch  # noqa: F401 (in_noise_units then converts with it)
     keep_freed_memory()
     schema = store.cutouts_schema(len(info.bands), info.cutout_px)
-    told: dict[str, Any] = {"receipts": receipts(layout, facts, "cutouts"), "plan": f"ingest-{facts.tag}"}
+    told: dict[str, Any] = {"receipts": receipts(layout, facts, "cutouts"), "plan": facts.tag}
     told["wanted"] = partial(is_open, layout, plan)
     cutting = _batches(info, plan, todo, survey, paths)
     with closing(ahead((partial(next, cutting, None) for _ in count()), depth=BATCHES_AHEAD)) as found:
@@ -276,10 +272,16 @@ def cut_parts(
             progress(part.rows)
 
 
-def open_survey(layout: Layout, plan: IngestPlan, parts: Sequence[int]) -> tuple[Survey, TilePaths]:
-    """The survey of a plan and its images; `Conflict` where images that these parts are cut from have changed since."""
+def open_survey(plan: IngestPlan) -> tuple[Survey, TilePaths]:
+    """The survey of a plan, and its images."""
     survey = surveys.load(Path(plan.facts.survey_file))
-    paths = imaging.find(survey)
+    return survey, imaging.find(survey)
+
+
+def refuse_other_images(
+    layout: Layout, plan: IngestPlan, parts: Sequence[int], survey: Survey, paths: TilePaths
+) -> None:
+    """Raise `Conflict` where images that these parts are cut from have changed since the plan was made."""
     pieces = (piece for part in parts for piece in plan.pieces[part].pieces)
     names = sorted({plan.facts.tiles[piece.tile] for piece in pieces if piece.tile >= 0})
     known = source_of(layout).tiles
@@ -287,7 +289,6 @@ def open_survey(layout: Layout, plan: IngestPlan, parts: Sequence[int]) -> tuple
     for name in [*names, *(name for name in plan.facts.tiles if name not in paths)]:
         if found.get(name) != known.get(name):
             raise Conflict(f"tile {name}: its images have changed since the ingest was planned: plan it again")
-    return survey, paths
 
 
 def worker(root: Path, device: str, threads: int) -> Do:
@@ -297,9 +298,10 @@ def worker(root: Path, device: str, threads: int) -> Do:
         pa.set_cpu_count(threads)
     layout = Layout(root)
     plan = read(layout)
+    survey, paths = open_survey(plan)
 
     def do(parts: Sequence[int]) -> int:
-        survey, paths = open_survey(layout, plan, parts)
+        refuse_other_images(layout, plan, parts, survey, paths)
         cut_parts(layout, plan, parts, survey=survey, paths=paths)
         return plan.rows_of(parts)
 
@@ -309,7 +311,7 @@ def worker(root: Path, device: str, threads: int) -> Do:
 def commit(layout: Layout, plan: IngestPlan) -> None:
     """Commit cutouts, then sources; a second time changes nothing. `Conflict` as `parts.commit_parts`."""
     facts, info = plan.facts, layout.read_info()
-    told = {"plan": f"ingest-{facts.tag}"}
+    told = {"plan": facts.tag}
     if plan.parts:
         schema = store.cutouts_schema(len(info.bands), info.cutout_px)
         where = receipts(layout, facts, "cutouts")

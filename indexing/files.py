@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+import numpy.typing as npt
+
 from redshelf.models.errors import BadInput, Conflict
 
 BLOCK = 1 << 22  # bytes read at once of a file that is hashed
@@ -46,6 +49,15 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     def fill(handle: BinaryIO) -> None:
         handle.write(data)
+
+    write_with(path, fill)
+
+
+def write_npy(path: Path, values: npt.NDArray[Any]) -> None:
+    """Write an array to `path` as .npy, whole or not at all."""
+
+    def fill(handle: BinaryIO) -> None:
+        np.save(handle, values, allow_pickle=False)
 
     write_with(path, fill)
 

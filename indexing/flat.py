@@ -52,6 +52,13 @@ def of(codes: Bytes) -> Any:
     return index
 
 
+def selector_of(mask: npt.NDArray[np.bool_]) -> Any:
+    """The rows (N,) of `mask`, as FAISS restricts a search to them."""
+    import faiss
+
+    return faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))  # which it keeps
+
+
 @dataclass(frozen=True)
 class Flat:
     """The vectors of an embedding: as FAISS searches them, and as bytes (N, 2 dim), both mapped."""
@@ -69,6 +76,14 @@ class Flat:
     def take(self, rows: Ints | slice) -> Halves:
         """The vectors of some rows, (n, dim)."""
         return np.ascontiguousarray(self.codes[rows]).view(np.float16)
+
+    def search(self, queries: Floats, k: int, *, selector: Any | None = None) -> tuple[Floats, Ints]:
+        """Squared distances and rows (Q, at most `k`) of the nearest of all rows, padded with -1."""
+        import faiss
+
+        parameters = None if selector is None else faiss.SearchParameters(sel=selector)
+        squared, rows = self.index.search(queries, min(k, len(self)), params=parameters)
+        return squared, rows
 
 
 def write(path: Path, batches: Iterable[Halves], *, rows: int, dim: int) -> npt.NDArray[np.bool_]:

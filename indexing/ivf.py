@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from redshelf.indexing.flat import Flat, Floats, Ints, empty, of
+from redshelf.indexing.flat import Flat, Floats, Ints, empty, of, selector_of
 from redshelf.models.errors import BadInput
 
 SAMPLE_PER_LIST, ITERATIONS = 40, 6  # of k-means: more finds no more neighbours, and takes longer
@@ -137,21 +137,30 @@ class Tuning:
         return next(factor for least, factor in reversed(self.factors) if least <= k)
 
 
-def search(
-    index: Any, flat: Flat, queries: Floats, k: int, *, lists: int, factor: int, selector: Any | None = None
-) -> tuple[Floats, Ints]:
-    """Squared distances and rows (Q, k) of the nearest in `lists` lists, `factor` k of them compared exactly."""
+def refined(index: Any, flat: Flat) -> Any:
+    """The lists with the vectors behind them, by which candidates are compared; both stay in Python's hands."""
     import faiss
 
     blank = empty(flat.dim)  # the constructor wants as many rows in both, and the lists lack those without a vector
-    refined = faiss.IndexRefine(blank, blank)
+    both = faiss.IndexRefine(blank, blank)
     owned = [(one, one.this.own()) for one in (index, flat.index)]
-    refined.base_index, refined.refine_index, refined.ntotal = index, flat.index, len(flat)
+    both.base_index, both.refine_index, both.ntotal = index, flat.index, len(flat)
     for one, ours in owned:
         one.this.own(ours)  # the assignment has taken it from Python, and nobody would free it
+    both.referenced_objects = [index, flat.index]
+    return both
+
+
+def search(
+    both: Any, queries: Floats, k: int, *, lists: int, factor: int, selector: Any | None = None
+) -> tuple[Floats, Ints]:
+    """Squared distances and rows (Q, k) of the nearest in `lists` lists of `refined` ones, `factor` k of them compared
+    exactly."""
+    import faiss
+
     base = faiss.SearchParametersIVF(nprobe=lists, sel=selector)
     parameters = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=base)
-    squared, rows = refined.search(queries, k, params=parameters)
+    squared, rows = both.search(queries, k, params=parameters)
     return squared, rows
 
 
@@ -161,11 +170,24 @@ def _found(rows: Ints, nearest: Ints) -> float:
     return hits / max(1, int((nearest >= 0).sum()))
 
 
-def without_self(rows: Ints, own: Ints, k: int) -> Ints:
-    """(Q, k) of the rows (Q, k + 1) in order, `own` (Q,) left out."""
-    keep = rows != own[:, None]
+def others(rows: Ints, own: Ints) -> npt.NDArray[np.bool_]:
+    """Which of the rows found (Q, k + 1) are the `k` others than `own` (Q,)."""
+    keep = np.asarray(rows != own[:, None])
     keep[np.arange(len(rows)), -1] &= ~keep.all(axis=1)  # without itself among them, the last is one too many
-    return np.asarray(rows[keep].reshape(len(rows), k))
+    return keep
+
+
+def _without_self(rows: Ints, own: Ints) -> Ints:
+    """(Q, k) of the rows (Q, k + 1) in order, `own` (Q,) left out."""
+    return np.asarray(rows[others(rows, own)].reshape(len(rows), -1))
+
+
+def _ranks(index: Any, queries: Floats, lists: Lists) -> Ints:
+    """The places (Q, n), from 1, of some `lists` (Q, n) among all, by their distance from each query."""
+    _, order = index.quantizer.search(queries, index.nlist)
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.arange(index.nlist)[None], axis=1)
+    return np.asarray(np.take_along_axis(rank, lists.astype(np.int64), axis=1) + 1)
 
 
 def tune(
@@ -176,14 +198,13 @@ def tune(
     own = np.sort(np.random.default_rng(seed + 1).choice(rows, min(QUERIES, len(rows)), replace=False))
     queries = flat.take(own).astype(np.float32)
     deepest = min(DEPTHS[-1], len(rows) - 1)
-    nearest = without_self(exact(flat, known, queries, deepest + 1)[1], own, deepest)
-    _, order = index.quantizer.search(queries, index.nlist)
-    rank = np.empty_like(order)
-    np.put_along_axis(rank, order, np.arange(index.nlist)[None], axis=1)
-    ranks = np.take_along_axis(rank, list_of[nearest].astype(np.int64), axis=1) + 1  # (Q, deepest)
+    nearest = _without_self(
+        flat.search(queries, deepest + 1, selector=None if known.all() else selector_of(known))[1], own
+    )
+    ranks = _ranks(index, queries, list_of[nearest])  # (Q, deepest)
     depths = [depth for depth in DEPTHS if depth <= deepest]
     target = recall + MARGIN * (1 - recall)
-    measured = partial(_measured, index, flat, queries, own, nearest=nearest)
+    measured = partial(_measured, refined(index, flat), queries, own, nearest=nearest)
     for share in SHARES:
         covered = 1 - share * (1 - target)
         reached = np.maximum.accumulate([float(np.quantile(ranks[:, :depth], covered)) for depth in depths])
@@ -209,25 +230,13 @@ def tune(
 
 
 def _measured(
-    index: Any, flat: Flat, queries: Floats, own: Ints, k: int, *, nearest: Ints, lists: int, factor: int
+    both: Any, queries: Floats, own: Ints, k: int, *, nearest: Ints, lists: int, factor: int
 ) -> tuple[float, float]:
     """Recall, and milliseconds a query."""
     started = time.perf_counter()
-    _, found = search(index, flat, queries, k + 1, lists=lists, factor=factor)
+    _, found = search(both, queries, k + 1, lists=lists, factor=factor)
     seconds = time.perf_counter() - started
-    return _found(without_self(found, own, k), nearest[:, :k]), 1000 * seconds / len(queries)
-
-
-def exact(flat: Flat, known: npt.NDArray[np.bool_], queries: Floats, k: int) -> tuple[Floats, Ints]:
-    """Squared distances and rows (Q, k) of the nearest of all known rows, padded with inf and -1."""
-    import faiss
-
-    parameters = None
-    if not known.all():
-        bits = np.packbits(known, bitorder="little")
-        parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(len(known), faiss.swig_ptr(bits)))
-    squared, rows = flat.index.search(queries, min(k, len(flat)), params=parameters)
-    return squared, rows
+    return _found(_without_self(found, own), nearest[:, :k]), 1000 * seconds / len(queries)
 
 
 def nearby(index: Any, tuning: Tuning, queries: Floats, k: int, *, sizes: Ints, passing: Ints) -> npt.NDArray[np.int64]:
@@ -261,10 +270,7 @@ def slack(
     sample = rows[np.linspace(0, len(rows) - 1, some).astype(np.int64)]
     depth = max(1, round(10 * some / len(rows)))
     _, places = of(flat.codes[sample]).search(queries, depth)
-    _, order = index.quantizer.search(queries, index.nlist)
-    rank = np.empty_like(order)
-    np.put_along_axis(rank, order, np.arange(index.nlist)[None], axis=1)
-    ranks = np.take_along_axis(rank, list_of[sample[places]].astype(np.int64), axis=1) + 1
+    ranks = _ranks(index, queries, list_of[sample[places]])
     looked = nearby(index, tuning, queries, math.ceil(depth * len(rows) / some), sizes=sizes, passing=passing)
     ratios = np.maximum(1.0, ranks / looked[:, None])
     return float(np.quantile(ratios, 1 - (1 - tuning.wanted) / 2))

@@ -257,7 +257,8 @@ def do(survey_file: Path, shelf: Path, *, part: int | None = None, task: int | N
     parts = plan.asked(part, task)
     rows, missing = plan.rows_of(parts), cutting.missing(layout, plan)
     with stop_signals() as told:
-        survey, paths = cutting.open_survey(layout, plan, parts)
+        survey, paths = cutting.open_survey(plan)
+        cutting.refuse_other_images(layout, plan, parts, survey, paths)
         cutting.cut_parts(layout, plan, parts, survey=survey, paths=paths, stop=told)
     return {"parts": len(parts), "done_before": len(set(parts) - missing), "rows": rows}
 

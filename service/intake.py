@@ -131,7 +131,8 @@ def prepare(
     if store.exists(layout.sources):
         changes, base = changes_of(layout, info, imaged, source, make_rows), store.count_rows(layout.sources)
     added = changes.added
-    cut = _to_cut(layout, info, added, base=base, name=f"ingest-{source.fingerprint}")
+    name = f"ingest-{source.fingerprint}"
+    cut = _to_cut(layout, info, added, base=base, name=name)
     facts = Facts(
         fingerprint=source.fingerprint,
         survey_file=str(survey_file.resolve()),
@@ -142,7 +143,7 @@ def prepare(
         part_rows=part_rows,
         task_parts=task_parts,
         pixels=imaged.pixels,
-        tag=source.fingerprint + _versions(layout),
+        tag=name + _versions(layout),
         new=changes.new,
         kept_out=changes.kept_out,
         cut=cuts,

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from redshelf.indexing import ivf
 from redshelf.indexing.files import alone, read_json, write_json, write_with
 from redshelf.models.errors import BadInput, Conflict
 from redshelf.service.search import MAX_K
@@ -63,8 +64,7 @@ def _part(
     for start in range(0, len(rows), ASKED_AT_ONCE):
         own = rows[start : start + ASKED_AT_ONCE]
         distance, near = encoder.index.search(encoder.vectors(own), k + 1)
-        other = near != own[:, None]
-        other[np.arange(len(own)), -1] &= ~other.all(axis=1)  # where it has not found itself, the last is too many
+        other = ivf.others(near, own)
         at = slice(start, start + len(own))
         kept = near[other].reshape(len(own), k)
         found[at] = np.where(kept >= 0, position[kept], -1)
