@@ -165,10 +165,12 @@ def build_parser() -> argparse.ArgumentParser:
     hub.add_argument("--sha256", metavar="HEX", help="refuse other weights")
     hub.add_argument("--random-seed", type=int, metavar="S", help="random weights instead, as a control")
 
-    p = add("index", "build and measure the search index of an embedding")
+    p = add("index", "build and measure the search index of an embedding; resumable")
     p.add_argument("--encoder", required=True)
-    p.add_argument("--memory", metavar="SIZE", help="what a serving process may hold of it, beside mapped files [8GiB]")
+    p.add_argument("--memory", metavar="SIZE", help="what its lists may take, which all processes share [8GiB]")
     p.add_argument("--recall", type=float, metavar="R", help="of the ten nearest, where it is not exact [0.95]")
+    p.add_argument("--processes", type=int, metavar="N", help="that fill the lists, on this machine [1]")
+    _parts(p, rows="1048576", tasks="4")
 
     p = add("fit", "fit the redshift estimators on an embedding")
     p.add_argument("--encoder", required=True, metavar="NAME[+photometry]")
@@ -227,6 +229,15 @@ TAKES = {  # what a step or a runner uses of its command's options; another one 
         "--runner local": {"update", "part_rows", "processes"},
         "--runner ray": {"update", "part_rows", "runner"},
         "--runner slurm": {"update", "part_rows", "task_parts", "slurm", "runner"},
+    },
+    "index": {
+        "--part": set(),
+        "--task": set(),
+        "--commit": {"runner"},
+        "--plan": {"memory", "recall", "part_rows", "task_parts"},
+        "--runner local": {"memory", "recall", "part_rows", "processes"},
+        "--runner ray": {"memory", "recall", "part_rows", "runner"},
+        "--runner slurm": {"memory", "recall", "part_rows", "task_parts", "slurm", "runner"},
     },
 }
 

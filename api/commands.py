@@ -188,14 +188,36 @@ def embed(arguments: Namespace) -> int:
 
 
 def index(arguments: Namespace) -> int:
-    from redshelf.service.embedding import build_index, size_of
+    from redshelf.service import index as service
 
-    how: dict[str, Any] = {} if arguments.memory is None else {"memory": size_of(arguments.memory)}
-    how |= {} if arguments.recall is None else {"recall": arguments.recall}
-    revision, told = build_index(_shelf(arguments), encoder=arguments.encoder, **how)
-    summary = {"encoder": arguments.encoder, "revision": revision, "kind": told["kind"]}
-    summary |= {"recall": told["recall"]["value"], "table": told.get("table", [])}
-    return _report(summary, arguments)
+    shelf, encoder = _shelf(arguments), arguments.encoder
+    on_slurm = arguments.runner == "slurm"
+
+    def built(found: service.Built) -> dict[str, Any]:
+        revision, told = found
+        summary = {"encoder": encoder, "revision": revision, "kind": told["kind"]}
+        return summary | {"recall": told["recall"]["value"], "table": told.get("table", [])}
+
+    if arguments.part is not None or arguments.task is not None:
+        return _report(service.do(shelf, encoder=encoder, part=arguments.part, task=arguments.task), arguments)
+    if arguments.commit:
+        end = service.commit_or_resubmit if on_slurm else service.commit
+        found = end(shelf, encoder=encoder)
+        return _report(built(found) if isinstance(found, tuple) else {"encoder": encoder, **found}, arguments)
+    memory = None if arguments.memory is None else service.size_of(arguments.memory)
+    how: dict[str, Any] = {"memory": memory, "recall": arguments.recall, "part_rows": arguments.part_rows}
+    sizes = {"task_parts": arguments.task_parts}
+    if arguments.plan:
+        plan = service.make_plan(shelf, encoder=encoder, **how, **sizes)
+        told = {"parts": 0} if plan is None else {"plan": plan.id, "parts": plan.parts, "tasks": plan.tasks}
+        return _report({"encoder": encoder, **told}, arguments)
+    if on_slurm:
+        return _report(service.submit(shelf, encoder=encoder, **how, **sizes, settings=arguments.slurm), arguments)
+    processes = 1 if arguments.processes is None else arguments.processes
+    made = service.build_index(
+        shelf, encoder=encoder, **how, processes=processes, runner=arguments.runner, progress=_progress()
+    )
+    return _report(built(made), arguments)
 
 
 def fit(arguments: Namespace) -> int:

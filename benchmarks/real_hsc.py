@@ -25,7 +25,8 @@ from common import Server, data_folder, screenshot
 from scipy.ndimage import gaussian_filter
 
 from redshelf.models.bands import asinh_magnitude
-from redshelf.service.embedding import build_index, embed
+from redshelf.service.embedding import embed
+from redshelf.service.index import build_index
 from redshelf.service.ingest import ingest
 from redshelf.service.publish import publish
 from redshelf.service.search import neighbours

@@ -27,8 +27,9 @@ import zcosmos_draws as draws
 from common import Server, data_folder
 
 from redshelf.models import metrics
-from redshelf.service.embedding import build_index, embed
+from redshelf.service.embedding import embed
 from redshelf.service.fit import fit
+from redshelf.service.index import build_index
 from redshelf.service.ingest import ingest
 from redshelf.service.publish import publish
 

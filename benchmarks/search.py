@@ -6,7 +6,8 @@
 All in one run on the same vectors: *clustered*, a curved set of ten dimensions in many, plus noise; *uniform*, Gaussian
 in every dimension, the worst case. Each system looks as far as it must for a recall@10 of 0.95 (or as far as it can),
 on queries that are not in the index. *single*: one query at a time on one thread, the median; *batched*: all at once on
-two. *held*: what a serving process holds beside mapped files. *bare FAISS*: the same lists and candidates, called
+two. *index MB*: beside the vectors themselves, which hnswlib and usearch have in theirs, and redshelf in a mapped file
+(two bytes a number), as it maps its lists. *bare FAISS*: the same lists and candidates, called
 directly; *search()*: `service.search`, from vector to answer. Under filters, a share of the rows passes at random, or
 the rows with the lowest first number do, which most queries are far from.
 """
@@ -18,10 +19,13 @@ import os
 import shutil
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +34,8 @@ os.environ.setdefault("LANCE_LOG", "error")
 
 import numpy as np
 import numpy.typing as npt
-from common import peak_mb
 
-from redshelf.indexing import ann, ivf
+from redshelf.indexing import ann, assembly
 
 K, RECALL, CORES = 10, 0.95, 2
 BLOCK = 65_536
@@ -115,16 +118,16 @@ class System:
 
 def redshelf(folder: Path, kind: str, rows: int, dim: int) -> tuple[System, ann.Index]:
     started = time.perf_counter()
-    ann.build(folder, blocks(kind, rows, dim, 0), rows=rows, dim=dim, provenance={}, recall=RECALL)
+    assembly.build(folder, partial(blocks, kind, rows, dim, 0), rows=rows, dim=dim, recall=RECALL)
     seconds = time.perf_counter() - started
     index = ann.open_index(folder)
 
     def find(queries: Floats) -> Ints:
         return index.search(queries, K)[1]
 
-    held = index.lists.index.nlist * dim * 4 if index.lists else 0
-    held += (folder / ann.INDEX).stat().st_size if index.lists else 0
-    return System(seconds, held + rows, {"as built": (find, find)}), index
+    files = (folder / name for name in (ann.INDEX, ann.LISTS, ann.LIST_OF, ann.KNOWN))
+    held = sum(path.stat().st_size for path in files if path.is_file())
+    return System(seconds, held, {"as built": (find, find)}), index
 
 
 def bare(index: ann.Index) -> Find:
@@ -325,7 +328,7 @@ def side_by_side(
     threads(CORES)
     true = index.search(asked, K, exact=True)[1]
     yield f"**{kind}**, {rows:,} x {dim}, {queries} queries"
-    yield "| | looks | recall@10 | single ms | batched /s | build s | held MB |\n|---|---|---|---|---|---|---|"
+    yield "| | looks | recall@10 | single ms | batched /s | build s | index MB |\n|---|---|---|---|---|---|---|"
     effort, mine = tuned(ours.efforts, asked, true)
     yield row_of("redshelf", effort, mine, ours.build_s, ours.held)
     direct = bare(index)
@@ -352,9 +355,10 @@ def side_by_side(
             effort, got = tuned(system.efforts, asked, true)
             yield row_of(name, effort, got, system.build_s, system.held)
             if name == "hnswlib":
-                share, speed = ours.held / system.held, got.single_ms / mine.single_ms
-                yield f"\nredshelf holds {share:.2f} of hnswlib's memory and has {speed:.2f} times its single speed\n"
-                if kind == "clustered" and not (speed >= 1 or (share <= 0.25 and speed >= 0.5)):
+                share, speed = (ours.held + 2 * rows * dim) / system.held, got.single_ms / mine.single_ms
+                alone = f"{ours.held / system.held:.2f} without its vectors"
+                yield f"\nredshelf maps {share:.2f} of hnswlib's memory ({alone}), at {speed:.2f} times its speed\n"
+                if kind == "clustered" and not (speed >= 1 or (ours.held <= 0.25 * system.held and speed >= 0.5)):
                     faults.append(f"{kind}: {speed:.2f} times hnswlib's speed at {share:.2f} of its memory")
             del system
     if table is not None and np.isfinite(best):
@@ -377,14 +381,43 @@ def side_by_side(
     shutil.rmtree(out / "lance", ignore_errors=True)
 
 
+def build_large(folder: Path) -> tuple[float, float]:
+    """Seconds, and the most memory [MB] that was held beside mapped files."""
+    rows, dim = LARGE
+    started, held, done = time.perf_counter(), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1):
+            held.append(private_mb())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    threads(CORES)
+    try:
+        assembly.build(folder, partial(blocks, "clustered", rows, dim, 0), rows=rows, dim=dim, recall=0.9)
+    finally:
+        done.set()
+        watching.join()
+    return time.perf_counter() - started, max(held)
+
+
+def private_mb() -> float:
+    """What this process holds beside mapped files."""
+    told = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in told if line.startswith("RssAnon")) / 1024
+
+
 def large(out: Path, faults: list[str]) -> Iterator[str]:
     """Forty million vectors, built and asked here."""
     rows, dim = LARGE
     folder = out / f"clustered-{rows}x{dim}" / str(rows)
-    started = time.perf_counter()
     if not (folder / ann.MANIFEST).exists():
-        ann.build(folder, blocks("clustered", rows, dim, 0), rows=rows, dim=dim, provenance={}, recall=0.9)
-        yield f"built in {time.perf_counter() - started:,.0f} s, at most {peak_mb():,.0f} MB held or mapped"
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # so that what it held is not counted below
+            seconds, held = pool.submit(build_large, folder).result()
+        yield f"built in {seconds:,.0f} s, at most {held:,.0f} MB held beside mapped files"
+        if seconds > 7200 or held > 8000:
+            faults.append(f"large: built in {seconds:,.0f} s with {held:,.0f} MB, wanted 7,200 s and 8,000 MB")
+    before = private_mb()
     index = ann.open_index(folder)
     asked = np.concatenate(list(blocks("clustered", 200, dim, 1))).astype(np.float32)
     threads(CORES)
@@ -394,12 +427,15 @@ def large(out: Path, faults: list[str]) -> Iterator[str]:
         return index.search(queries, K)[1]
 
     got = measure(find, find, asked, true)
-    private = next(line for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if "Private_Dirty" in line)
-    held = int(private.split()[1]) / 1024
+    held = private_mb() - before
+    told = ann.read_manifest(folder)
+    lists = (folder / ann.LISTS).stat().st_size / 1e6
     yield f"recall@10 {got.recall:.3f}, single {got.single_ms:.2f} ms, batched {1000 / got.batched_ms:,.0f} a second"
-    yield f"{held:,.0f} MB private, inverted lists {ivf.Shape(index.lists.index.nlist, 32) if index.lists else ''}"
+    yield f"{told['lists']:,} lists of {told['codes']} codes: {lists:,.0f} MB, mapped; the process holds {held:,.0f} MB"
+    for line in told["table"]:
+        yield "  {lists:>6} lists, {candidates} candidates: recall {recall:.3f}, {ms:.2f} ms".format(**line)
     if got.recall < 0.9 or got.single_ms > 10 or held > 6000:
-        faults.append("large: wanted recall 0.9, 10 ms and 6,000 MB")
+        faults.append(f"large: recall {got.recall:.3f}, {got.single_ms:.1f} ms, {held:,.0f} MB, wanted 0.9, 10, 6,000")
     yield from filtered(index, asked, None, got, faults)
 
 

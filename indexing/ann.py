@@ -8,25 +8,24 @@ as many lists as it takes. Distances are Euclidean, between stored vectors; `row
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from redshelf.indexing import flat, ivf
-from redshelf.indexing.files import manifest, read_json, write_json, write_npy, write_with
+from redshelf.indexing import flat, ivf, lists
+from redshelf.indexing.files import read_json
 from redshelf.indexing.flat import Flat, Floats, Halves, Ints
 from redshelf.models.errors import BadInput, Conflict, NotFound
 
-VECTORS, KNOWN, LISTS, INDEX, MANIFEST = "vectors.faiss", "known.npy", "lists.npy", "all.faiss", "manifest.json"
+VECTORS, KNOWN, MANIFEST = "vectors.faiss", "known.npy", "manifest.json"
+INDEX, LISTS, LIST_OF = "all.faiss", "all.lists", "list_of.npy"  # what was trained, its lists, the list of each row
 RECALL_QUERIES, RECALL_K = 100, 10
 EXACT_VALUES = 2**25  # numbers that are compared in milliseconds: smaller embeddings need no inverted lists
 FEW_VALUES = 2**23  # likewise in less than one: of rows that pass a filter
-MEMORY, RECALL = 8 * 2**30, 0.95
 AT_RANDOM, PROBES = 1.05, 12  # the slack of a filter that keeps any part of the space, and queries to measure others by
 
 Bools = npt.NDArray[np.bool_]
@@ -213,97 +212,6 @@ def measure(index: Index, *, queries: int = RECALL_QUERIES, k: int = RECALL_K, s
     return float(reached.mean())
 
 
-def _earlier(folder: Path, known: Bools) -> tuple[Any, int] | None:
-    """The inverted lists of the longest index of the same embedding when it was shorter, and its rows; None where there
-    is none, or where more than half of the rows are new, for which it was not trained."""
-    import faiss
-
-    rows = sorted((int(path.parent.name) for path in folder.parent.glob(f"*/{MANIFEST}")), reverse=True)
-    for before in (number for number in rows if len(known) // 2 < number < len(known)):
-        path = folder.parent / str(before)
-        told = read_manifest(path)
-        stored = np.unpackbits(np.load(path / KNOWN), count=before).astype(bool)
-        if told["kind"] == "ivf" and (stored == known[:before]).all():
-            return faiss.read_index(str(path / INDEX)), before
-    return None
-
-
-def build(
-    folder: Path,
-    batches: Iterable[Halves],
-    *,
-    rows: int,
-    dim: int,
-    provenance: dict[str, Any],
-    memory: int = MEMORY,
-    recall: float = RECALL,
-) -> None:
-    """Write the index of row-ordered batches of (n, dim) float16, the manifest last.
-
-    `memory` [bytes] is what a process that serves may hold of it beside mapped files, and `recall` what is promised of
-    the ten nearest. An embedding that has only grown keeps its lists, and the new rows are added to them.
-    """
-    if rows == 0:
-        raise BadInput("cannot index an embedding without rows")
-    if not 0 < recall < 1:
-        raise BadInput(f"recall={recall}: expected more than 0 and less than 1")
-    (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier build: what follows is not what it says
-    known = flat.write(folder / VECTORS, batches, rows=rows, dim=dim)
-    if not known.any():
-        raise BadInput("cannot index an embedding whose every vector is zero: the encoder saw no source")
-    write_npy(folder / KNOWN, np.packbits(known))
-    vectors = flat.open_flat(folder / VECTORS, rows=rows, dim=dim)
-    files, facts = [folder / VECTORS, folder / KNOWN], _exact_facts(int(known.sum()))
-    if int(known.sum()) * dim > EXACT_VALUES:
-        facts = _build_lists(folder, vectors, known, memory=memory, recall=recall)
-        files += [folder / INDEX, folder / LISTS]
-    facts |= {
-        "asked": {"memory": memory, "recall": recall},
-        "rows": rows,
-        "vectors": int(known.sum()),
-        "dim": dim,
-        "files": manifest(folder, files),
-    }
-    write_json(folder / MANIFEST, {**provenance, **facts})
-
-
-def _exact_facts(vectors: int) -> dict[str, Any]:
-    told = {"k": RECALL_K, "queries": min(RECALL_QUERIES, vectors), "value": 1.0}
-    return {"kind": "flat", "exact": True, "recall": told}
-
-
-def _build_lists(folder: Path, vectors: Flat, known: Bools, *, memory: int, recall: float) -> dict[str, Any]:
-    """Train, add and measure; returns what the manifest says of it."""
-    import faiss
-
-    found = _earlier(folder, known)
-    if found is not None and ivf.Shape(found[0].nlist, found[0].pq.M).bytes(len(vectors), vectors.dim) <= memory:
-        index, before = found
-    else:
-        index, before = ivf.train(vectors, known, ivf.choose(int(known.sum()), vectors.dim, memory=memory)), 0
-    ivf.add(index, ivf.blocks(vectors, known, start=before))
-    list_of = ivf.list_of(index, len(vectors))
-    tuning = ivf.tune(index, vectors, known, list_of, recall=recall)
-
-    def fill(handle: BinaryIO) -> None:
-        faiss.write_index(index, faiss.PyCallbackIOWriter(handle.write))
-
-    write_with(folder / INDEX, fill)
-    write_npy(folder / LISTS, list_of)
-    names = ("lists", "candidates", "recall", "ms")
-    return {
-        "kind": "ivf",
-        "exact": False,
-        "lists": index.nlist,
-        "codes": index.pq.M,
-        "added_to": before,
-        "recall": {"k": RECALL_K, "queries": ivf.QUERIES, "value": tuning.recall, "wanted": recall},
-        "coverage": tuning.coverage,
-        "factors": tuning.factors,
-        "table": [dict(zip(names, line, strict=True)) for line in tuning.table],
-    }
-
-
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest; `NotFound` where the index was not built or its build did not finish."""
     if not (folder / MANIFEST).is_file():
@@ -321,19 +229,19 @@ def open_vectors(folder: Path) -> Flat:
 
 
 def open_index(folder: Path) -> Index:
-    """Open an index that `build` wrote. `Conflict` where a size is not what the manifest says."""
+    """Open an index that `assembly` made. `Conflict` where a size is not what the manifest says."""
     import faiss
 
     told, vectors = read_manifest(folder), open_vectors(folder)
-    known = np.unpackbits(np.load(folder / KNOWN), count=len(vectors)).astype(bool)
-    if known.sum() != told["vectors"]:
-        raise Conflict(f"{folder / KNOWN}: {known.sum()} vectors, its manifest says {told['vectors']}")
-    lists = None
+    known = np.load(folder / KNOWN, mmap_mode="r")
+    if known.shape != (len(vectors),) or known.sum() != told["vectors"]:
+        raise Conflict(f"{folder / KNOWN}: {known.sum()} vectors of {known.size}, its manifest says {told['vectors']}")
+    its = None
     if told["kind"] == "ivf":
-        index = faiss.read_index(str(folder / INDEX))
+        index = lists.mapped(folder / LISTS, faiss.read_index(str(folder / INDEX), faiss.IO_FLAG_MMAP_IFC))
         if (index.ntotal, index.d, index.nlist) != (told["vectors"], told["dim"], told["lists"]):
-            raise Conflict(f"{folder / INDEX}: holds {index.ntotal} x {index.d}, its manifest says otherwise")
+            raise Conflict(f"{folder / LISTS}: holds {index.ntotal} x {index.d}, its manifest says otherwise")
         coverage, factors = (tuple((a, b) for a, b in told[name]) for name in ("coverage", "factors"))
         tuning = ivf.Tuning(coverage, factors, (), told["recall"]["value"], told["recall"]["wanted"])
-        lists = Lists(index, ivf.refined(index, vectors), np.load(folder / LISTS, mmap_mode="r"), tuning)
-    return Index(vectors, lists, known, told["recall"]["value"])
+        its = Lists(index, ivf.refined(index, vectors), np.load(folder / LIST_OF, mmap_mode="r"), tuning)
+    return Index(vectors, its, known, told["recall"]["value"])

@@ -62,10 +62,10 @@ def choose(rows: int, dim: int, *, memory: int) -> Shape:
     raise BadInput(f"memory={memory} bytes: an index of {rows} vectors of {dim} numbers takes at least {least}")
 
 
-def blocks(flat: Flat, known: npt.NDArray[np.bool_], *, start: int = 0) -> Iterator[tuple[Ints, Floats]]:
-    """(rows, vectors) of all rows from `start` on that are `known`, some at a time."""
-    for first in range(start, len(flat), BLOCK_ROWS):
-        rows = first + np.flatnonzero(known[first : first + BLOCK_ROWS])
+def blocks(flat: Flat, known: npt.NDArray[np.bool_], *, start: int, past: int) -> Iterator[tuple[Ints, Floats]]:
+    """(rows, vectors) of the rows from `start` to before `past` that are `known`, some at a time."""
+    for first in range(start, past, BLOCK_ROWS):
+        rows = first + np.flatnonzero(known[first : min(first + BLOCK_ROWS, past)])
         if len(rows):
             yield rows, flat.take(rows).astype(np.float32)
 
@@ -94,21 +94,6 @@ def add(index: Any, found: Iterable[tuple[Ints, Floats]]) -> None:
     """Add vectors under the numbers of their rows."""
     for rows, vectors in found:
         index.add_with_ids(vectors, rows)
-
-
-def list_of(index: Any, rows: int) -> Lists:
-    """The list that each of `rows` rows is in, -1 for none."""
-    import faiss
-
-    found = np.full(rows, -1, dtype=np.int32)
-    inverted = index.invlists
-    for number in range(index.nlist):
-        size = inverted.list_size(number)
-        if size:
-            ids = inverted.get_ids(number)
-            found[faiss.rev_swig_ptr(ids, size)] = number
-            inverted.release_ids(number, ids)
-    return found
 
 
 @dataclass(frozen=True)

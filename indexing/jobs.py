@@ -63,6 +63,37 @@ class Parts(ABC):
         return sorted({part // self.task_parts for part in parts})
 
 
+Span = tuple[int, int]  # first row, past the last
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spans(Parts):
+    """Rows `first_row` to `rows` in parts of `part_rows`, `task_parts` of them a task."""
+
+    first_row: int = 0
+    rows: int
+    part_rows: int
+    task_parts: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("first_row", 0), ("rows", self.first_row), ("part_rows", 1), ("task_parts", 1)):
+            if getattr(self, name) < least:
+                raise BadInput(f"{name}={getattr(self, name)}: expected at least {least}")
+
+    @property
+    def parts(self) -> int:
+        return math.ceil((self.rows - self.first_row) / self.part_rows)
+
+    def span(self, part: int) -> Span:
+        """The rows of a part; `BadInput` for one that there is not."""
+        self.check_part(part)
+        first = self.first_row + part * self.part_rows
+        return first, min(first + self.part_rows, self.rows)
+
+    def rows_of(self, parts: Iterable[int]) -> int:
+        return sum(past - first for first, past in map(self.span, parts))
+
+
 @dataclass(frozen=True)
 class Job:
     """An open plan for a scheduler: `words` are the command of its steps (embed --encoder vit), `home` is where the

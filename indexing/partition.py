@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from filelock import FileLock
 
 from redshelf.indexing import store
 from redshelf.indexing.files import read_json, sha256, write_json
-from redshelf.indexing.jobs import Job, Parts
+from redshelf.indexing.jobs import Job, Spans
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.parts import done_parts
 from redshelf.models.encoder import Encoder
@@ -31,15 +30,13 @@ PART_ROWS, PART_ROWS_FLUXES = 16_384, 131_072  # under five minutes on a GPU: a 
 TASK_PARTS = 8
 PLAN_FILE = "plan.json"
 
-Span = tuple[int, int]  # first row, past the last
 
-
-@dataclass(frozen=True)
-class Plan(Parts):
-    """Rows `first_row` to `rows` of a shelf through one encoder, in parts of `part_rows`, `task_parts` of them a task.
+@dataclass(frozen=True, kw_only=True)
+class Plan(Spans):
+    """Rows of a shelf through one encoder, by parts.
 
     `inputs`: sha256 of the manifest of each table read, which names every file of its version. `weights_sha256` is of
-    the file; the revision is a hash of weights, config and preprocessing. Parts and tasks count from 0.
+    the file; the revision is a hash of weights, config and preprocessing.
     """
 
     encoder: str
@@ -48,33 +45,11 @@ class Plan(Parts):
     dim: int
     fingerprint: str
     inputs: dict[str, str]
-    first_row: int
-    rows: int
-    part_rows: int
-    task_parts: int
-
-    def __post_init__(self) -> None:
-        for name, least in (("first_row", 0), ("rows", self.first_row), ("part_rows", 1), ("task_parts", 1)):
-            if getattr(self, name) < least:
-                raise BadInput(f"{name}={getattr(self, name)}: expected at least {least}")
 
     @property
     def id(self) -> str:
         """16 hex digits that no other plan has."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def parts(self) -> int:
-        return math.ceil((self.rows - self.first_row) / self.part_rows)
-
-    def span(self, part: int) -> Span:
-        """The rows of a part; `BadInput` for one that the plan has not."""
-        self.check_part(part)
-        first = self.first_row + part * self.part_rows
-        return first, min(first + self.part_rows, self.rows)
-
-    def rows_of(self, parts: Iterable[int]) -> int:
-        return sum(past - first for first, past in map(self.span, parts))
 
 
 def folder(layout: Layout, encoder: str, revision: str) -> Path:

@@ -63,6 +63,13 @@ def read_receipt(receipts: Path, part: int) -> Receipt:
     return document
 
 
+def write_receipt(receipts: Path, part: int, *, plan: str, files: dict[str, Any], facts: Mapping[str, Any]) -> None:
+    """Leave the receipt of a part, whose `files` (a manifest) are written; of `facts` status wants `rows` and
+    `write_seconds`."""
+    receipt = {**facts, "part": part, "plan": plan, "files": files, "ended": time.time(), "host": socket.gethostname()}
+    write_json(receipt_path(receipts, part), {**receipt, "seal": _seal(receipt)})
+
+
 def write_part(
     table: Path,
     schema: pa.Schema,
@@ -86,7 +93,7 @@ def write_part(
     started, next_row = time.perf_counter(), first_row
     raised: list[Exception] = []
 
-    def checked() -> Iterable[pa.RecordBatch]:
+    def in_order() -> Iterable[pa.RecordBatch]:
         nonlocal next_row
         try:
             for batch in batches:
@@ -99,7 +106,7 @@ def write_part(
             raised.append(error)
             raise
 
-    reader = pa.RecordBatchReader.from_batches(schema, checked())
+    reader = pa.RecordBatchReader.from_batches(schema, in_order())
     try:
         fragments = write_fragments(reader, str(table), schema=schema)
     except OSError:  # also what Arrow's C interface makes of every exception of the batches, with its traceback as text
@@ -112,19 +119,9 @@ def write_part(
         for path in written:
             path.unlink(missing_ok=True)
         raise Conflict(f"{table.name} part {part}: plan {plan} was committed or removed while it was written")
-    receipt = {
-        **facts,
-        "part": part,
-        "plan": plan,
-        "first_row": first_row,
-        "rows": next_row - first_row,
-        "fragments": [f.to_json() for f in fragments],
-        "files": manifest(table, written),
-        "write_seconds": time.perf_counter() - started,
-        "ended": time.time(),
-        "host": socket.gethostname(),
-    }
-    write_json(receipt_path(receipts, part), {**receipt, "seal": _seal(receipt)})
+    told = {"first_row": first_row, "fragments": [f.to_json() for f in fragments], **facts}
+    told |= {"rows": next_row - first_row, "write_seconds": time.perf_counter() - started}
+    write_receipt(receipts, part, plan=plan, files=manifest(table, written), facts=told)
     return next_row - first_row
 
 
@@ -139,17 +136,17 @@ def plan_of(dataset: Any) -> str:
     return _plan(dataset.read_transaction(dataset.version))
 
 
-def _checked(table: Path, receipts: Path, *, parts: int, plan: str) -> list[Receipt]:
-    """The receipts in order. Damaged ones, and those whose files are, are set aside, so that a next run does these
-    parts again; `Conflict` naming them, and those that are missing."""
+def checked(folder: Path, receipts: Path, *, parts: int, plan: str) -> list[Receipt]:
+    """The receipts in order, of files in `folder`. Damaged ones, and those whose files are, are set aside, so that a
+    next run does these parts again; `Conflict` naming them, and those that are missing."""
     missing = set(range(parts)) - done_parts(receipts)
     if missing:
-        raise Conflict(f"{table.name}: {len(missing)} of {parts} parts have no receipt: {ranges(missing)}")
+        raise Conflict(f"{folder.name}: {len(missing)} of {parts} parts have no receipt: {ranges(missing)}")
     found, faults = [], []
     for part in range(parts):
         try:
             receipt = read_receipt(receipts, part)
-            wrong = verify(table, receipt["files"], hashes=True)
+            wrong = verify(folder, receipt["files"], hashes=True)
             if receipt["plan"] != plan:
                 wrong.append(f"the receipt is of plan {receipt['plan']!r}, not {plan!r}")
         except BadInput as error:
@@ -160,7 +157,7 @@ def _checked(table: Path, receipts: Path, *, parts: int, plan: str) -> list[Rece
         found.append(receipt)
     if faults:
         raise Conflict(
-            f"{table.name}: {len(faults)} of {parts} parts are damaged and set aside, run them again: "
+            f"{folder.name}: {len(faults)} of {parts} parts are damaged and set aside, run them again: "
             + "; ".join(faults[:5])
         )
     return found
@@ -184,7 +181,7 @@ def commit_parts(table: Path, schema: pa.Schema, *, receipts: Path, parts: int, 
             version, rows = int(dataset.version), int(dataset.count_rows())
             if plan in {_plan(transaction) for transaction in dataset.get_transactions()} - {""}:
                 return _end(table, dataset, receipts, rows=rows, plan=plan)
-        documents = _checked(table, receipts, parts=parts, plan=plan)
+        documents = checked(table, receipts, parts=parts, plan=plan)
         for document in documents:
             if document["first_row"] != rows:
                 raise Conflict(

@@ -111,8 +111,9 @@ def demo(
 ) -> DemoReport:
     """Run the demo in `folder` (made new; `Conflict` where it exists) and return what it answered."""
     from redshelf.indexing.simulate import simulate
-    from redshelf.service.embedding import build_index, embed
+    from redshelf.service.embedding import embed
     from redshelf.service.fit import fit
+    from redshelf.service.index import build_index
     from redshelf.service.ingest import ingest
     from redshelf.service.publish import publish
     from redshelf.service.training import Run, pretrain

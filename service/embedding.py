@@ -1,20 +1,18 @@
-"""From an encoder's name to a searchable embedding: make its weights where they need no training, embed, index."""
+"""From an encoder's name to an embedding: make its weights where they need no training, and embed."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from redshelf.indexing import ann, deletions, generation, partition, store
+from redshelf.indexing import deletions, partition, store
 from redshelf.indexing.batches import Reader, photometry, photometry_columns
 from redshelf.indexing.embed import embed_all, end_committed, worker
-from redshelf.indexing.files import alone, verify
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.runners import on_processes, on_ray
 from redshelf.models import checkpoint
@@ -215,60 +213,3 @@ def _devices(device: str | None) -> list[str]:
     if device is None and torch.cuda.device_count() > 1:
         return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     return [usable_device(one) for one in (device or "").split(",")] if device else [usable_device(None)]
-
-
-def build_index(
-    root: Path, *, encoder: str, memory: int = ann.MEMORY, recall: float = ann.RECALL
-) -> tuple[str, dict[str, Any]]:
-    """Build and measure the index of the newest embedding of `encoder`; returns its revision and its manifest.
-
-    `memory` [bytes] and `recall` as in `ann.build`. `Conflict` where another process builds it.
-    """
-    layout = Layout(root)
-    revision = layout.newest(encoder)
-    table = store.open_table(layout.embeddings(encoder, revision))
-    rows, expected = table.count_rows(), store.count_rows(layout.sources)
-    if rows != expected:
-        raise Conflict(
-            f"embedding {encoder}.{revision} has {rows} rows, the shelf {expected}: run `redshelf embed` again"
-        )
-    dim = table.schema.field("vector").type.list_size
-    batches = (store.list_values(batch.column("vector")) for batch in table.to_batches(columns=["vector"]))
-    provenance = {"encoder": encoder, "revision": revision, "embedding_version": table.version}
-    folder = layout.index(encoder, revision, rows)
-    busy = f"another process builds the index of {encoder} on {root}: wait until it has ended"
-    with alone(layout.work(f"index.{encoder}.{revision}.lock"), busy):
-        asked: dict[str, Any] = {"memory": memory, "recall": recall}
-        if not _is_built(layout, folder, {**provenance, "asked": asked}):
-            ann.build(folder, batches, provenance=provenance, rows=rows, dim=dim, **asked)
-    return revision, ann.read_manifest(folder)
-
-
-def _is_built(layout: Layout, folder: Path, asked: dict[str, Any]) -> bool:
-    """Whether this very index is there and whole; `Conflict` where a generation serves another one in its place."""
-    if not (folder / ann.MANIFEST).is_file():
-        return False
-    told = ann.read_manifest(folder)
-    if verify(folder, told["files"], hashes=True):
-        return False
-    if all(told.get(key) == value for key, value in asked.items()):
-        return True
-    name = f"{folder.relative_to(layout.root)}/{ann.MANIFEST}"
-    for number in generation.numbers(layout):
-        if name in generation.read(layout, number).files:
-            raise Conflict(
-                f"generation {number} serves the index in {folder} as it is, built with {told.get('asked')}: remove "
-                f"{generation.path_of(layout, number)} first"
-            )
-    return False
-
-
-UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-def size_of(text: str) -> int:
-    """Bytes of a size like 8GiB, 500 MB or 1000; `BadInput` for anything else."""
-    found = re.fullmatch(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(UNITS)})?\s*", text)
-    if not found or not float(found[1]):
-        raise BadInput(f"size {text!r}: expected a number of bytes, or one with a unit, as in 8GiB or 500MB")
-    return int(float(found[1]) * UNITS.get(found[2] or "", 1))

@@ -17,8 +17,9 @@ def small_survey_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_shelf(small_survey_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A published shelf of those: encoders `photometry` and `vit` (hardly trained), fits on both. Only to be read."""
-    from redshelf.service.embedding import build_index, embed
+    from redshelf.service.embedding import embed
     from redshelf.service.fit import fit
+    from redshelf.service.index import build_index
     from redshelf.service.ingest import ingest
     from redshelf.service.publish import publish
     from redshelf.service.training import Run, pretrain
@@ -37,7 +38,8 @@ def tiny_shelf(small_survey_file: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def bare_shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A published shelf without images, labels or redshifts: 60 sources, encoder `photometry`."""
-    from redshelf.service.embedding import build_index, embed
+    from redshelf.service.embedding import embed
+    from redshelf.service.index import build_index
     from redshelf.service.ingest import ingest
     from redshelf.service.publish import publish
 

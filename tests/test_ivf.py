@@ -13,12 +13,13 @@ import small_survey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redshelf.indexing import ann, flat, ivf
+from redshelf.indexing import ann, assembly, flat, ivf
 from redshelf.indexing.files import write_json
 from redshelf.indexing.filters import Filters
 from redshelf.models.errors import BadInput, Conflict
 from redshelf.service.check import check
-from redshelf.service.embedding import build_index, embed, size_of
+from redshelf.service.embedding import embed
+from redshelf.service.index import build_index, size_of
 from redshelf.service.ingest import ingest
 from redshelf.service.publish import publish
 from redshelf.service.search import live_recall, neighbours
@@ -53,8 +54,8 @@ def small_is_large() -> object:
 
 def build(folder: Path, vectors: npt.NDArray[np.float16] = VECTORS, **how: object) -> Path:
     folder = folder / f"{len(vectors)}"
-    batches = (vectors[start : start + 5000] for start in range(0, len(vectors), 5000))
-    ann.build(folder, batches, rows=len(vectors), dim=DIM, provenance={}, **how)  # type: ignore[arg-type]
+    batches = [vectors[start : start + 5000] for start in range(0, len(vectors), 5000)]
+    assembly.build(folder, batches, rows=len(vectors), dim=DIM, **{"part_rows": 5000, **how})
     return folder
 
 
@@ -231,7 +232,7 @@ def test_memory_decides_the_codes_and_too_little_is_refused(tmp_path: Path) -> N
     assert not list(tmp_path.glob(f"*/{ann.MANIFEST}"))
 
 
-@pytest.mark.parametrize("name", [ann.INDEX, ann.VECTORS, ann.KNOWN])
+@pytest.mark.parametrize("name", [ann.INDEX, ann.LISTS, ann.VECTORS, ann.KNOWN])
 def test_a_file_of_another_index_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
     other = build(tmp_path, galaxies(2000, seed=4))
     whole = tmp_path / "copy"

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from redshelf.service.embedding import build_index, embed
+from redshelf.service.embedding import embed
 from redshelf.service.fit import FitReport, fit
+from redshelf.service.index import build_index
 from redshelf.service.ingest import ingest
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from redshelf.indexing import ann
+from redshelf.indexing import ann, assembly
 from redshelf.indexing.filters import Filters, row_mask, separation_arcsec
 from redshelf.models.errors import BadInput, Conflict, NotFound
 from redshelf.service.search import nearest_source, neighbours, neighbours_of_vector
@@ -20,7 +20,7 @@ def shelf(tiny_shelf: Path) -> OpenShelf:
 
 def _index(folder: Path, rows: int = 400, dim: int = 24) -> ann.Index:
     vectors = np.random.default_rng(0).normal(size=(rows, dim)).astype(np.float16)
-    ann.build(folder, [vectors[:150], vectors[150:]], rows=rows, dim=dim, provenance={})
+    assembly.build(folder, [vectors[:150], vectors[150:]], rows=rows, dim=dim)
     return ann.open_index(folder)
 
 
@@ -55,7 +55,7 @@ def test_an_index_refuses_bad_vectors_and_a_cut_file(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="near row 150"):
         bad = np.zeros((10, 24), np.float16)
         bad[3] = np.inf
-        ann.build(tmp_path / "b", [np.zeros((150, 24), np.float16), bad], rows=160, dim=24, provenance={})
+        assembly.build(tmp_path / "b", [np.zeros((150, 24), np.float16), bad], rows=160, dim=24)
     assert not (tmp_path / "b" / ann.MANIFEST).exists()
     blob = (tmp_path / ann.VECTORS).read_bytes()
     (tmp_path / ann.VECTORS).write_bytes(blob[:-2])

@@ -17,8 +17,9 @@ from redshelf.indexing.files import alone
 from redshelf.indexing.layout import Layout
 from redshelf.models.errors import BadInput, Conflict, NotFound
 from redshelf.service.check import check
-from redshelf.service.embedding import build_index, embed, find_encoder
+from redshelf.service.embedding import embed, find_encoder
 from redshelf.service.fit import fit, read_labels
+from redshelf.service.index import build_index
 from redshelf.service.publish import publish
 from redshelf.service.redshift import estimate, redshift_of_vector, redshifts
 from redshelf.service.shelf import OpenShelf, open_shelf

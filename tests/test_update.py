@@ -24,8 +24,9 @@ from redshelf.service import bulk, intake
 from redshelf.service import ingest as service
 from redshelf.service.check import check
 from redshelf.service.delete import delete, read_ids
-from redshelf.service.embedding import build_index, embed
+from redshelf.service.embedding import embed
 from redshelf.service.fit import fit, read_labels
+from redshelf.service.index import build_index
 from redshelf.service.ingest import IngestReport, ingest
 from redshelf.service.publish import publish
 from redshelf.service.redshift import redshifts

@@ -41,8 +41,9 @@ def shelf(tiny_shelf: Path) -> OpenShelf:
 @pytest.fixture(scope="module")
 def dusty_shelf(tmp_path_factory: pytest.TempPathFactory) -> OpenShelf:
     """A shelf of sources behind different amounts of dust, with encoder and fit `vit`."""
-    from redshelf.service.embedding import build_index, embed
+    from redshelf.service.embedding import embed
     from redshelf.service.fit import fit
+    from redshelf.service.index import build_index
     from redshelf.service.ingest import ingest
     from redshelf.service.publish import publish
     from redshelf.service.training import Run, pretrain
