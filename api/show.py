@@ -119,9 +119,8 @@ def fit(report: FitReport) -> str:
     return f"{head}\n{table(('estimator', 'labels', 'effective', 'bias', 'sigma_MAD', 'outliers'), rows, left=2)}"
 
 
-def _progress(e: Progress) -> str:
-    what = f"embedding  {e.encoder}" if e.encoder else "cutouts    ingest"
-    said = f"\n{what}: {e.done} of {e.parts} parts, {e.rows_done} of {e.rows} sources"
+def _progress(what: str, e: Progress) -> str:
+    said = f"\n{what:<10} {e.encoder or 'ingest'}: {e.done} of {e.parts} parts, {e.rows_done} of {e.rows} sources"
     if e.rate is not None and e.seconds_left is not None:
         said += f", {e.rate:.0f} a second, {timedelta(seconds=round(e.seconds_left))} left"
     return said + (f"; SLURM jobs {', '.join(e.jobs)}" if e.jobs else "")
@@ -142,7 +141,8 @@ def status(found: Status) -> str:
             for e in found.encoders
         ]
         lines += ["", table(("encoder", "revision", "embedded", "recall", "fits"), rows, left=2)]
-    lines += [_progress(e) for e in [found.ingest, *found.embedding] if e is not None]
+    lines += [_progress("cutouts", found.ingest)] if found.ingest is not None else []
+    lines += [_progress("embedding", e) for e in found.embedding] + [_progress("index", e) for e in found.indexing]
     lines += ["", *[f"missing: {line}" for line in found.missing]] if found.missing else []
     return "\n".join(lines)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redshelf.indexing import ann, cutting, generation, partition, slurm, store
+from redshelf.indexing import ann, assembly, cutting, generation, partition, slurm, store
 from redshelf.indexing.files import read_json
 from redshelf.indexing.jobs import Job
 from redshelf.indexing.layout import Layout
@@ -60,6 +60,7 @@ class Status:
     generations: list[int]
     ingest: Progress | None
     embedding: list[Progress]
+    indexing: list[Progress]
     missing: list[str]  # each with the command that makes it
 
 
@@ -170,6 +171,16 @@ def _ingest(layout: Layout) -> Progress | None:
     return _progress(cutting.job(layout, plan), cutting.receipts(layout, plan.facts, "cutouts"))
 
 
+def _indexing(layout: Layout) -> list[Progress]:
+    """Of the open plans of indexes; one that was altered is for `redshelf index` to say."""
+    found = []
+    with suppress(BadInput):
+        for home, plan in assembly.open_plans(layout.work("")).items():
+            building = assembly.Building(plan, home, layout.index(plan.encoder, plan.revision, plan.rows))
+            found.append(_progress(building.job(), building.work, encoder=plan.encoder, revision=plan.revision))
+    return found
+
+
 def progress(layout: Layout) -> tuple[list[Progress], list[str]]:
     """Every open plan, and a line for each that cannot be read."""
     found, damaged = [], []
@@ -204,5 +215,6 @@ def status(root: Path) -> Status:
         generations=published,
         ingest=_ingest(layout),
         embedding=plans,
+        indexing=_indexing(layout),
         missing=_missing(layout, encoders, plans, rows, labels, published) + damaged,
     )

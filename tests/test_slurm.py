@@ -23,7 +23,7 @@ from tiled_survey import write_survey
 from redshelf.indexing import partition, slurm, store
 from redshelf.indexing.layout import Layout
 from redshelf.models.errors import BadInput, Conflict
-from redshelf.service import bulk
+from redshelf.service import bulk, index
 from redshelf.service import ingest as service
 from redshelf.service.embedding import embed
 from redshelf.service.ingest import ingest
@@ -402,6 +402,29 @@ def test_an_ingest_is_cut_by_an_array_of_tasks_and_what_is_killed_is_sent_again(
     assert_same_rows(root, tmp_path / "undisturbed")
     logs = "".join(path.read_text() for path in root.glob("work/logs/*/*.out"))
     assert "Traceback" not in logs
+    found.wait(lambda: not _said("squeue", "--noheader"))
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_index_is_made_by_an_array_of_tasks(cluster: None, shelf: Path, tmp_path: Path) -> None:
+    embed(shelf, encoder="photometry")
+    links = str(Path(__file__).parent / "links")
+    lists = tmp_path / "lists.py"  # the command line, with inverted lists also for so few vectors
+    lists.write_text(
+        f"import sys\nsys.path.insert(0, {links!r})\nimport redshelf.indexing.ann as ann\nann.EXACT_VALUES = 100\n"
+        "from redshelf.api.cli import main\nsys.exit(main())\n"
+    )
+    told = index.submit(
+        shelf, encoder="photometry", settings=settings(tmp_path, command=f"{sys.executable} {lists}"), part_rows=20
+    )
+    assert (told["parts"], told["tasks"]) == (3, 1)
+    found = Job(shelf, told["submitted"]["array"], tmp_path, np.empty(0))
+    found.wait(lambda: not (shelf / "work" / f"index.photometry.{Layout(shelf).newest('photometry')}").exists())
+    _, built = index.build_index(shelf, encoder="photometry", part_rows=20)
+    assert (built["kind"], built["rows"]) == ("ivf", N)
+    assert "Traceback" not in "".join(path.read_text() for path in shelf.glob("work/logs/*/*.out"))
     found.wait(lambda: not _said("squeue", "--noheader"))
 
 
