@@ -191,7 +191,7 @@ def failed(request: Request, status: int, detail: str) -> Response:
     path = request.url.path
     typed = request.query_params.get("q", "") if path == "/" else path.removeprefix("/source/")
     title = HTTPStatus(status).phrase
-    info = serving_of(request).current.info  # which is the same in every generation
+    info = serving_of(request).current.info  # whose survey is that of every generation
     return _render(info, "error.html", status=status, q=typed[:200], error=detail, title=title)
 
 

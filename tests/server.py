@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -47,6 +48,11 @@ class Server:
             return json.loads(body)
         finally:
             connection.close()
+
+    def mapped(self) -> set[int]:
+        """The generations whose columns the process has mapped."""
+        maps = Path(f"/proc/{self.process.pid}/maps").read_text()
+        return {int(number) for number in re.findall(r"/columns/(\d+)/", maps)}
 
     def workers(self) -> list[int]:
         """Process ids of the workers that uvicorn has started."""

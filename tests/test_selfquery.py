@@ -22,7 +22,7 @@ from redshelf.service.ingest import ingest
 from redshelf.service.publish import publish
 from redshelf.service.shelf import open_shelf
 
-N, DIM = 6000, 16
+N, DIM = 3000, 12
 
 
 def vectors(seed: int) -> npt.NDArray[np.float16]:

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,7 +83,7 @@ def _expected(root: Path, number: int) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_no_request_fails_while_generations_are_swapped(
-    tiny_shelf: Path, tmp_path: Path, record_property: pytest.RecordProperty
+    tiny_shelf: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     root, swaps = tmp_path / "shelf", torture.count(6, 100)
     shutil.copytree(tiny_shelf, root)
@@ -102,6 +103,7 @@ def test_no_request_fails_while_generations_are_swapped(
                 number = publish(root, default_encoder=("photometry", "vit")[swap % 2]).number
                 servers.wait_for(lambda wanted=number: server.get("/readyz")["generation"] == wanted, "the swap")
                 assert not [client.fault for client in clients if client.fault]
+            servers.wait_for(lambda: server.mapped() == {number}, "the generations before to be closed")
         finally:
             stop.set()
             for thread in threads:
