@@ -93,7 +93,7 @@ def _index(shelf: Checking, table: Table, encoder: str, revision: str, compared:
             index = ann.open_index(folder)
             asked = selfquery.ask(index)
             if not asked.passed:
-                yield f"{name}: {asked}: run `redshelf index --encoder {encoder}`"
+                yield f"{name}: {selfquery.told(asked, encoder, revision, index)}"
             recall, wanted = ann.measure(index, queries=PROBES), told["recall"]["wanted"]
             if recall < wanted - SPREAD:
                 yield f"{name}: finds {recall:.2f} of the true neighbours, and {wanted} were promised"

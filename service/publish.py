@@ -193,7 +193,7 @@ def _ask_indexes(layout: Layout, encoders: list[PublishedEncoder], tables: dict[
         def stored(rows: npt.NDArray[np.int64], table: Any = tables[f"embeddings.{e.name}"]) -> Any:
             return store.list_values(table.take(rows, columns=["vector"])["vector"])
 
-        selfquery.require(e.name, open_encoder(layout, e, **told).index, stored=stored)
+        selfquery.require(e.name, e.revision, open_encoder(layout, e, **told).index, stored=stored)
 
 
 def publish(root: Path, *, default_encoder: str | None = None, default_estimator: str | None = None) -> Generation:

@@ -36,7 +36,7 @@ class SelfQuery:
         return self.found >= self.expected
 
     def __str__(self) -> str:
-        return f"{self.found} of {self.asked} stored vectors find themselves, at least {self.expected} were expected to"
+        return f"{self.found} of {self.asked} stored vectors find themselves, expected at least {self.expected}"
 
 
 def expected(index: ann.Index, asked: int) -> int:
@@ -69,8 +69,14 @@ def ask(index: ann.Index, *, stored: Stored | None = None) -> SelfQuery:
     return SelfQuery(len(own), int(found.sum()), expected(index, len(own)))
 
 
-def require(encoder: str, index: ann.Index, *, stored: Stored | None = None) -> None:
+def told(found: SelfQuery, encoder: str, revision: str, index: ann.Index) -> str:
+    """What was found, and what to do: `redshelf index` alone would leave an index whose checksums are right."""
+    folder = f"index/{encoder}.{revision}/{len(index.known)}"
+    return f"by {folder} {found}: remove that folder and run `redshelf index --encoder {encoder}`"
+
+
+def require(encoder: str, revision: str, index: ann.Index, *, stored: Stored | None = None) -> None:
     """`Conflict` naming the encoder and what was found, where too few vectors find themselves."""
     found = ask(index, stored=stored)
     if not found.passed:
-        raise Conflict(f"encoder {encoder}: {found} by its index; run `redshelf index --encoder {encoder}`")
+        raise Conflict(f"encoder {encoder}: {told(found, encoder, revision, index)}")

@@ -53,7 +53,7 @@ def open_checked(root: Path, number: int | None = None) -> OpenShelf:
     shelf = open_shelf(root, number)
     for name, encoder in shelf.encoders.items():
         _require_model(encoder)
-        selfquery.require(name, encoder.index)
+        selfquery.require(name, encoder.published.revision, encoder.index)
     return shelf
 
 

@@ -62,9 +62,9 @@ def test_rows_that_are_deleted_are_not_asked_for(tmp_path: Path) -> None:
 def test_vectors_of_another_embedding_do_not_find_themselves(tmp_path: Path) -> None:
     index, others = build(tmp_path / "1", vectors(0)[:200]), vectors(1)
     with pytest.raises(
-        Conflict, match=r"encoder vit: \d+ of 100 stored vectors find themselves, at least 100 were exp"
+        Conflict, match=r"encoder vit: by index/\S+ \d+ of 100 stored vectors find themselves, expected at least 100"
     ):
-        selfquery.require("vit", index, stored=lambda rows: others[rows])
+        selfquery.require("vit", "0" * 12, index, stored=lambda rows: others[rows])
 
 
 def test_an_approximate_index_passes_and_lists_before_other_vectors_do_not(lists: tuple[ann.Index, ann.Index]) -> None:
@@ -106,7 +106,8 @@ def test_an_index_of_other_vectors_is_not_published(bare_shelf: Path, tmp_path: 
     shutil.copytree(bare_shelf, root)
     wrong_index(root)
     with pytest.raises(
-        Conflict, match=r"encoder photometry: \d+ of 60 stored vectors find themselves, at least 60 were"
+        Conflict,
+        match=r"encoder photometry: by index/\S+ \d+ of 60 stored vectors find themselves, expected at least 60",
     ):
         publish(root)
     assert generation.numbers(Layout(root)) == [1]
@@ -133,9 +134,11 @@ def test_lists_before_other_vectors_are_told_by_check_and_not_published(
     document["files"] = manifest(folder, [folder / name for name in document["files"]])
     write_json(folder / ann.MANIFEST, document)
     shutil.rmtree(root / "generations")  # which would tell of the checksums first
-    assert any("of 100 stored vectors find themselves, at least 87" in line for line in check(root).faults)
-    with pytest.raises(
-        Conflict, match=r"encoder photometry: \d+ of 100 stored vectors find themselves, at least 87 were"
-    ):
+    assert any("of 100 stored vectors find themselves, expected at least 87" in line for line in check(root).faults)
+    with pytest.raises(Conflict, match=r"by index/\S+ \d+ of 100 stored vectors find themselves, expected at least 87"):
         publish(root)
     assert generation.numbers(Layout(root)) == []
+    shutil.rmtree(folder)  # as the error says
+    build_index(root, encoder="photometry")
+    publish(root)
+    assert check(root).faults == []

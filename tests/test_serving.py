@@ -203,9 +203,10 @@ def test_a_generation_whose_vectors_do_not_find_themselves_is_refused(
     publish(root)
     monkeypatch.setattr(selfquery, "ask", lambda index, stored: selfquery.SelfQuery(60, 12, 60))
     assert not serving.refresh()
+    name = next((root / "index").iterdir()).name
     assert serving.refused == (
-        "generation 2: encoder photometry: 12 of 60 stored vectors find themselves, at least 60 were expected to by "
-        "its index; run `redshelf index --encoder photometry`"
+        f"generation 2: encoder photometry: by index/{name}/60 12 of 60 stored vectors find themselves, expected at "
+        "least 60: remove that folder and run `redshelf index --encoder photometry`"
     )
     with pytest.raises(Conflict, match="12 of 60 stored vectors"):
         Serving(root, refresh_seconds=60)
