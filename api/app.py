@@ -1,14 +1,18 @@
-"""The HTTP service: one FastAPI app over one open shelf. `serve(settings)` runs it, `create_app` makes it.
+"""The HTTP service: one FastAPI app over the newest generation. `serve(settings)` runs it, `create_app` makes it.
 
 The shelf is opened before the first request, so that a damaged one never serves; torch waits for the first upload.
+Several workers are processes of uvicorn's own, which share a port and, by the page cache, the shelf's mapped files.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
@@ -16,10 +20,11 @@ from fastapi.staticfiles import StaticFiles
 from redshelf.api import browse, neighbours, operations, problems, redshifts, sources
 from redshelf.api.queries import PROBLEMS
 from redshelf.models.errors import Conflict
-from redshelf.service.settings import Settings
-from redshelf.service.shelf import open_shelf
+from redshelf.service.serving import Serving, open_checked
+from redshelf.service.settings import Settings, environment, load
 
 BODY_MARGIN_BYTES = 16 << 10  # the multipart headers and small fields around an upload
+SILENT_S = 60  # after which a worker is taken for hung: on a busy file system the imports alone take seconds
 
 
 def _version() -> str:
@@ -29,8 +34,21 @@ def _version() -> str:
         return "0"
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The app over the newest generation of `settings.shelf`; raises `RedshelfError` where it cannot be opened."""
+def create_app(settings: Settings, *, fall_back: bool = False) -> FastAPI:
+    """The app over the newest generation of `settings.shelf`, and over newer ones as they are published.
+
+    Raises `RedshelfError` where it cannot be opened; `fall_back`: where there is none that can.
+    """
+    serving = Serving(settings.shelf, refresh_seconds=settings.refresh_seconds, fall_back=fall_back)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        serving.start()
+        try:
+            yield
+        finally:
+            serving.stop()
+
     app = FastAPI(
         title="redshelf",
         version=_version(),
@@ -39,9 +57,10 @@ def create_app(settings: Settings) -> FastAPI:
         responses=PROBLEMS,
         docs_url=None,  # FastAPI's pages load their script from another host
         redoc_url=None,
+        lifespan=lifespan,
     )
     app.state.settings = settings
-    app.state.shelf = open_shelf(settings.shelf)
+    app.state.serving = serving
     problems.install(app)
     app.add_middleware(problems.Envelope, max_body_bytes=settings.max_upload_bytes + BODY_MARGIN_BYTES)
     for module in (sources, neighbours, redshifts, operations):
@@ -51,9 +70,16 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def worker_app() -> FastAPI:
+    """The app of one of several workers: the settings are in the environment. One that takes the place of a worker
+    that was killed serves what can be served, where the newest generation cannot."""
+    return create_app(load(), fall_back=True)
+
+
 def serve(settings: Settings) -> None:
-    """Serve until interrupted."""
+    """Serve until interrupted. Raises `RedshelfError` before anything starts: a port that is taken, a damaged shelf."""
     import uvicorn
+    from uvicorn.config import LOGGING_CONFIG
 
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))  # read by FAISS and torch when they are loaded
     with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
@@ -62,4 +88,13 @@ def serve(settings: Settings) -> None:
             probe.bind((settings.host, settings.port))
         except OSError as error:
             raise Conflict(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
-    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_level="info")
+    loggers = {**LOGGING_CONFIG["loggers"], "redshelf": {"handlers": ["default"], "level": "INFO", "propagate": False}}
+    told: dict[str, Any] = {"host": settings.host, "port": settings.port, "log_level": "info"}
+    told["log_config"] = {**LOGGING_CONFIG, "loggers": loggers}
+    if settings.workers == 1:
+        uvicorn.run(create_app(settings), **told)
+        return
+    open_checked(settings.shelf)  # what is wrong with it is said here, once
+    os.environ.update(environment(settings))
+    told |= {"workers": settings.workers, "timeout_worker_healthcheck": SILENT_S}
+    uvicorn.run("redshelf.api.app:worker_app", factory=True, **told)

@@ -19,8 +19,9 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import Field
 
-from redshelf.api.queries import InForce, Shelf, Strict, how_many
+from redshelf.api.queries import InForce, Shelf, Strict, how_many, serving_of
 from redshelf.indexing.columns import CLASSES
+from redshelf.indexing.layout import ShelfInfo
 from redshelf.models.errors import BadInput
 from redshelf.service import redshift, search, sources
 from redshelf.service.answers import NeighboursAnswer, RedshiftAnswer
@@ -179,9 +180,8 @@ def _templates() -> Environment:
     return environment
 
 
-def _render(request: Request, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
-    shelf: OpenShelf = request.app.state.shelf
-    shared = {"q": "", "error": None, "survey": shelf.info.survey, "has_images": shelf.info.has_images}
+def _render(info: ShelfInfo, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
+    shared = {"q": "", "error": None, "survey": info.survey, "has_images": info.has_images}
     html = _templates().get_template(template).render(**(shared | context))
     return HTMLResponse(html, status, headers=PAGE_HEADERS)
 
@@ -191,7 +191,8 @@ def failed(request: Request, status: int, detail: str) -> Response:
     path = request.url.path
     typed = request.query_params.get("q", "") if path == "/" else path.removeprefix("/source/")
     title = HTTPStatus(status).phrase
-    return _render(request, "error.html", status=status, q=typed[:200], error=detail, title=title)
+    info = serving_of(request).current.info  # whose survey is that of every generation
+    return _render(info, "error.html", status=status, q=typed[:200], error=detail, title=title)
 
 
 def _examples(shelf: OpenShelf) -> list[dict[str, Any]]:
@@ -218,7 +219,7 @@ def _place(shelf: OpenShelf, source_id: str) -> tuple[str, str]:
 
 
 @router.get("/", response_class=HTMLResponse)
-def home(request: Request, query: Annotated[HomeQuery, Query()], shelf: Shelf, settings: InForce) -> Response:
+def home(query: Annotated[HomeQuery, Query()], shelf: Shelf, settings: InForce) -> Response:
     """The search box; with `q`, on to the source it names."""
     text = (query.q or "").strip()
     if text:
@@ -228,7 +229,7 @@ def home(request: Request, query: Annotated[HomeQuery, Query()], shelf: Shelf, s
     examples = _examples(shelf)
     place = _place(shelf, examples[0]["source_id"]) if examples else None
     described = sources.describe(shelf, settings)
-    return _render(request, "home.html", shelf=described, examples=examples, place=place)
+    return _render(shelf.info, "home.html", shelf=described, examples=examples, place=place)
 
 
 def _redshift(shelf: OpenShelf, source_id: str) -> RedshiftAnswer | None:
@@ -242,9 +243,7 @@ def _label_redshifts(answer: NeighboursAnswer | None) -> list[float]:
 
 
 @router.get("/source/{source_id}", response_class=HTMLResponse)
-def source(
-    request: Request, source_id: str, query: Annotated[SourceQuery, Query()], shelf: Shelf, settings: InForce
-) -> Response:
+def source(source_id: str, query: Annotated[SourceQuery, Query()], shelf: Shelf, settings: InForce) -> Response:
     """One source: its picture and facts, p(z), and what looks like it, by an encoder that has seen it."""
     k = how_many(query.k, settings, usual=GRID)
     facts, row, asked = sources.source(shelf, source_id), shelf.row(source_id), shelf.encoder(query.encoder).name
@@ -253,7 +252,7 @@ def source(
     distance = _redshift(shelf, source_id)
     drawing = distance and plot(distance, z_spec=facts.z_spec, neighbours=_label_redshifts(similar))
     return _render(
-        request,
+        shelf.info,
         "source.html",
         q=source_id,
         source=facts,

@@ -179,8 +179,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--default-encoder", metavar="NAME")
     p.add_argument("--default-estimator", metavar="NAME")
 
-    p = add("serve", "serve HTTP and the page", _parent(json=False))
+    p = add("serve", "serve HTTP and the page, of the newest generation", _parent(json=False))
     _address(p)
+    p.add_argument("--workers", type=int, metavar="N", help="processes that answer, on the one port [1]")
 
     p = add("search", "sources that look like one, and how far away it is")
     _question(p)

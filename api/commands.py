@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def _settings(arguments: Namespace) -> Settings:
     from redshelf.service import settings
 
-    given = {name: getattr(arguments, name, None) for name in ("shelf", "host", "port")}
+    given = {name: getattr(arguments, name, None) for name in ("shelf", "host", "port", "workers")}
     return settings.load(getattr(arguments, "settings", None), **given)
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from redshelf.indexing.filters import Filters
 from redshelf.models.errors import BadInput
 from redshelf.service.answers import Problem
+from redshelf.service.serving import Serving
 from redshelf.service.settings import Settings
 from redshelf.service.shelf import OpenShelf
 from redshelf.service.upload import MAX_EBV
@@ -128,9 +129,19 @@ class CutoutForm(Strict):
     ebv: float | None = Field(None, ge=0, le=MAX_EBV, description="mag")
 
 
+def serving_of(request: Request) -> Serving:
+    """What holds the generation that is served."""
+    serving: Serving = request.app.state.serving
+    return serving
+
+
+async def _serving(request: Request) -> Serving:
+    return serving_of(request)
+
+
 async def _shelf(request: Request) -> OpenShelf:
-    shelf: OpenShelf = request.app.state.shelf
-    return shelf
+    """The generation that is served now, taken once a request: an answer never mixes two."""
+    return serving_of(request).current
 
 
 async def _settings(request: Request) -> Settings:
@@ -139,6 +150,7 @@ async def _settings(request: Request) -> Settings:
 
 
 Shelf = Annotated[OpenShelf, Depends(_shelf)]
+InService = Annotated[Serving, Depends(_serving)]
 InForce = Annotated[Settings, Depends(_settings)]
 
 

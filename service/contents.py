@@ -21,6 +21,7 @@ from redshelf.indexing.generation import Generation
 from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.models import checkpoint
 from redshelf.models.errors import RedshelfError
+from redshelf.service import selfquery
 
 Lines = Generator[str, None, None]
 Bar = Callable[[int, str, str], Any]  # total, unit, label -> a context that gives an object with `update`
@@ -89,7 +90,11 @@ def _index(shelf: Checking, table: Table, encoder: str, revision: str, compared:
     yield from lines
     if not lines:
         if told["kind"] == "ivf":
-            recall, wanted = ann.measure(ann.open_index(folder), queries=PROBES), told["recall"]["wanted"]
+            index = ann.open_index(folder)
+            asked = selfquery.ask(index)
+            if not asked.passed:
+                yield f"{name}: {selfquery.told(asked, encoder, revision, index)}"
+            recall, wanted = ann.measure(index, queries=PROBES), told["recall"]["wanted"]
             if recall < wanted - SPREAD:
                 yield f"{name}: finds {recall:.2f} of the true neighbours, and {wanted} were promised"
         vectors = ann.open_vectors(folder)

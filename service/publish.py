@@ -23,6 +23,7 @@ from redshelf.indexing.layout import Layout
 from redshelf.models import checkpoint
 from redshelf.models.bands import State, flux_to_ab
 from redshelf.models.errors import BadInput, Conflict, NotFound, nearest
+from redshelf.service import selfquery
 from redshelf.service.fit import NOT_GALAXIES, read_labels
 from redshelf.service.redshift import estimate
 from redshelf.service.shelf import open_encoder, open_redshift
@@ -184,11 +185,22 @@ def _z_phot(
     return z
 
 
+def _ask_indexes(layout: Layout, encoders: list[PublishedEncoder], tables: dict[str, Any], known: Columns) -> None:
+    """`Conflict` where vectors of an embedding do not find themselves by its index."""
+    told: dict[str, Any] = {"rows": len(known["ids"]), "deleted": known["deleted"]}
+    for e in encoders:
+
+        def stored(rows: npt.NDArray[np.int64], table: Any = tables[f"embeddings.{e.name}"]) -> Any:
+            return store.list_values(table.take(rows, columns=["vector"])["vector"])
+
+        selfquery.require(e.name, e.revision, open_encoder(layout, e, **told).index, stored=stored)
+
+
 def publish(root: Path, *, default_encoder: str | None = None, default_estimator: str | None = None) -> Generation:
     """Write the next generation of the shelf and return it.
 
-    Raises `NotFound` for a default that is not on the shelf, `Conflict` for another publish at the same time or an
-    index that is older than its embedding.
+    Raises `NotFound` for a default that is not on the shelf, `Conflict` for another publish at the same time, an index
+    that is older than its embedding, or one by which vectors do not find themselves.
     """
     layout = Layout(root)
     layout.read_info()
@@ -219,6 +231,7 @@ def _publish(layout: Layout, default_encoder: str | None, default_estimator: str
     tables = {name: store.open_table(path) for name, path in paths.items() if store.count_rows(path)}
     number = max(generation.numbers(layout), default=0) + 1
     known = _columns(layout.read_info().band_names, tables["sources"], tables.get("labels"), ~deletions.live(layout))
+    _ask_indexes(layout, encoders, tables, known)
     z_phot = np.full(len(known["ids"]), np.nan, dtype=np.float32)
     if best is not None:
         z_phot = _z_phot(layout, encoders, best[0].published, best[1], known)

@@ -27,10 +27,18 @@ class Settings(BaseModel):
     shelf: Path = Path("shelf")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=256)  # processes that serve on one port
+    refresh_seconds: float = Field(default=5.0, ge=0.01, allow_inf_nan=False)  # between looks for a newer generation
     max_k: int = Field(default=1000, ge=1, le=1000)
     max_batch: int = Field(default=1000, ge=1, le=1000)  # ids in one POST /v1/redshifts
     max_upload_bytes: int = Field(default=32 << 20, ge=1024)
-    threads: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1)  # of torch and FAISS together
+    threads: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1)  # of torch and FAISS, in a worker
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables by which `load` gives the same settings in another process."""
+    given = {f"{PREFIX}{name.upper()}": str(value) for name, value in settings.model_dump().items()}
+    return {**given, "REDSHELF_SETTINGS": ""}
 
 
 def _checked(values: dict[str, Any], source: str) -> Settings:

@@ -136,9 +136,12 @@ class OpenShelf:
 
     @cached_property
     def _selections(self) -> Callable[[str, Filters], ann.Selection | None]:
+        # of its parts: a function that held the shelf, held by it, would keep it open after its last request
+        known, bands, encoders = self.columns, self.info.band_names, self.encoders
+
         def select(encoder: str, filters: Filters) -> ann.Selection | None:
-            mask = row_mask(self.columns, filters, bands=self.info.band_names)
-            return None if mask is None else self.encoders[encoder].index.select(mask)
+            mask = row_mask(known, filters, bands=bands)
+            return None if mask is None else encoders[encoder].index.select(mask)
 
         return lru_cache(maxsize=KEPT_FILTERS)(select)
 

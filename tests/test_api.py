@@ -28,7 +28,7 @@ def client(tiny_shelf: Path) -> TestClient:
 
 @pytest.fixture(scope="module")
 def shelf(client: TestClient) -> OpenShelf:
-    return client.app.state.shelf  # type: ignore[attr-defined, no-any-return]
+    return client.app.state.serving.current  # type: ignore[attr-defined, no-any-return]
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -341,7 +341,7 @@ def test_an_unexpected_error_is_500_without_its_inside(
 
 def test_alive_and_ready(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
-    assert client.get("/readyz").json() == {"status": "ready", "generation": 1, "n_sources": 300}
+    assert client.get("/readyz").json() == {"status": "ready", "generation": 1, "n_sources": 300, "refused": None}
 
 
 def test_not_ready_where_the_shelf_has_gone(bare_shelf: Path, tmp_path: Path) -> None:

@@ -190,11 +190,11 @@ def test_a_source_has_its_picture_facts_redshift_and_similar_ones(client: TestCl
 
 
 def test_a_source_that_the_encoder_has_not_seen_has_a_page(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoders = client.app.state.shelf.encoders  # type: ignore[attr-defined]
+    encoders = client.app.state.serving.current.encoders  # type: ignore[attr-defined]
 
     def hide_from(name: str) -> None:
         known = encoders[name].index.known.copy()
-        known[client.app.state.shelf.row("s0003")] = False  # type: ignore[attr-defined]
+        known[client.app.state.serving.current.row("s0003")] = False  # type: ignore[attr-defined]
         index = replace(encoders[name].index, known=known)
         monkeypatch.setitem(encoders, name, replace(encoders[name], index=index))
 

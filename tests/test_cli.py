@@ -126,7 +126,7 @@ def test_a_redshift_by_position_needs_no_vector_of_the_default_encoder(
 
     disk = OnDisk(tiny_shelf)
     row, name = disk.shelf.row("s0021"), disk.shelf.generation.default_encoder
-    for shelf in (disk.shelf, app.state.shelf):
+    for shelf in (disk.shelf, app.state.serving.current):
         encoder = shelf.encoders[name]
         known = encoder.index.known.copy()
         known[row] = False

@@ -1,0 +1,89 @@
+"""Several worker processes on one port: each answers, one that is killed is replaced, all take up what is published."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import server as servers
+
+from redshelf.api.cli import main
+from redshelf.service.publish import publish
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [("0", "greater than or equal to 1"), ("-3", "greater than"), ("1000", "less than")]
+)
+def test_a_number_of_workers_that_makes_no_sense_is_refused(
+    bare_shelf: Path, capsys: pytest.CaptureFixture[str], number: str, reason: str
+) -> None:
+    assert main(["serve", "--shelf", str(bare_shelf), "--workers", number]) == 1
+    err = capsys.readouterr().err
+    assert f"command line: workers={number}: Input should be {reason}" in err and err.count("\n") == 1
+
+
+def test_workers_that_are_no_number_are_wrong_usage(bare_shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", "--shelf", str(bare_shelf), "--workers", "many"])
+    assert stop.value.code == 2
+    assert "argument --workers: invalid int value: 'many'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_that_is_taken_is_told_in_one_line_before_anything_starts(
+    bare_shelf: Path, capfd: pytest.CaptureFixture[str], workers: str
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert main(["serve", "--shelf", str(bare_shelf), "--port", port, "--workers", workers]) == 1
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", f"redshelf serve: cannot listen on 127.0.0.1 port {port}: Address already in use\n")
+
+
+def test_a_damaged_shelf_is_told_in_one_line_before_any_worker_starts(
+    bare_shelf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "shelf"
+    shutil.copytree(bare_shelf, root)
+    (root / "columns" / "1" / "ra.npy").write_bytes(b"")
+    assert main(["serve", "--shelf", str(root), "--port", "0", "--workers", "2"]) == 1
+    err = capfd.readouterr().err
+    assert err.startswith("redshelf serve: generation 1 of ") and "columns/1/ra.npy" in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_workers_answer_on_one_port_and_one_that_is_killed_is_replaced(bare_shelf: Path, tmp_path: Path) -> None:
+    root = tmp_path / "shelf"
+    shutil.copytree(bare_shelf, root)
+    with servers.serve(root, tmp_path, "--workers", "2", refresh_seconds=0.1) as server:
+        servers.wait_for(lambda: len(server.workers()) == 2, "two workers")
+        servers.wait_for(lambda: server.log.read_text().count("Application startup complete") == 2, "both to serve")
+        first = server.get("/v1/sources/s0003/neighbours")
+        assert first["generation"] == 1 and len(first["neighbours"]) == 10
+        before = server.workers()
+        os.kill(before[0], signal.SIGKILL)
+        servers.wait_for(
+            lambda: len(set(server.workers()) - set(before)) == 1, "a worker in the place of the killed one"
+        )
+        servers.wait_for(lambda: server.log.read_text().count("Application startup complete") == 3, "it to serve")
+        assert before[1] in server.workers() and before[0] not in server.workers()
+        for _ in range(10):
+            assert server.get("/v1/sources/s0003/neighbours") == first
+        publish(root)
+        seen: list[int] = []
+
+        def all_of_two() -> bool:
+            seen.append(server.get("/readyz")["generation"])
+            return seen[-20:] == [2] * 20
+
+        servers.wait_for(all_of_two, "both workers to take up the generation")
+        workers = server.workers()
+        assert server.log.read_text().count("generation 2 is served") == 2
+    assert server.process.returncode == 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
