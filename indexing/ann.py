@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from redshelf.indexing import flat, ivf
+from redshelf.indexing import flat, isolation, ivf
 from redshelf.indexing.files import manifest, read_json, write_json, write_npy, write_with
 from redshelf.indexing.flat import Flat, Floats, Halves, Ints
 from redshelf.models.errors import BadInput, Conflict, NotFound
@@ -69,6 +69,7 @@ class Index:
     known: Bools  # (N,), False where the encoder had nothing to see: such a row is never found
     recall: float
     hides: bool = False  # whether the lists have rows that are never found
+    isolated: isolation.Isolated | None = None  # None: the index was built before they were looked for
     _everything: list[Selection] = field(default_factory=list, repr=False)
 
     @property
@@ -247,7 +248,8 @@ def build(
         raise BadInput("cannot index an embedding without rows")
     if not 0 < recall < 1:
         raise BadInput(f"recall={recall}: expected more than 0 and less than 1")
-    (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier build: what follows is not what it says
+    for name in (MANIFEST, isolation.ISOLATED):  # of an earlier build: what follows is not what they say
+        (folder / name).unlink(missing_ok=True)
     known = flat.write(folder / VECTORS, batches, rows=rows, dim=dim)
     if not known.any():
         raise BadInput("cannot index an embedding whose every vector is zero: the encoder saw no source")
@@ -264,6 +266,9 @@ def build(
         "dim": dim,
         "files": manifest(folder, files),
     }
+    write_json(folder / MANIFEST, {**provenance, **facts})
+    isolated = isolation.write(folder / isolation.ISOLATED, open_index(folder))  # through the index, which works by now
+    facts["files"] |= manifest(folder, [isolated])
     write_json(folder / MANIFEST, {**provenance, **facts})
 
 
@@ -336,4 +341,5 @@ def open_index(folder: Path) -> Index:
         coverage, factors = (tuple((a, b) for a, b in told[name]) for name in ("coverage", "factors"))
         tuning = ivf.Tuning(coverage, factors, (), told["recall"]["value"], told["recall"]["wanted"])
         lists = Lists(index, ivf.refined(index, vectors), np.load(folder / LISTS, mmap_mode="r"), tuning)
-    return Index(vectors, lists, known, told["recall"]["value"])
+    isolated = isolation.read(folder / isolation.ISOLATED, rows=len(vectors))
+    return Index(vectors, lists, known, told["recall"]["value"], isolated=isolated)

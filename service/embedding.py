@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from redshelf.indexing import ann, deletions, generation, partition, store
+from redshelf.indexing import ann, deletions, generation, isolation, partition, store
 from redshelf.indexing.batches import Reader, photometry, photometry_columns
 from redshelf.indexing.embed import embed_all, end_committed, worker
 from redshelf.indexing.files import alone, verify
@@ -241,6 +241,8 @@ def build_index(
         asked: dict[str, Any] = {"memory": memory, "recall": recall}
         if not _is_built(layout, folder, {**provenance, "asked": asked}):
             ann.build(folder, batches, provenance=provenance, rows=rows, dim=dim, **asked)
+        elif not (folder / isolation.ISOLATED).is_file():  # built before there was one: the manifest may be published
+            isolation.write(folder / isolation.ISOLATED, ann.open_index(folder))
     return revision, ann.read_manifest(folder)
 
 
