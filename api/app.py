@@ -13,7 +13,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
-from redshelf.api import browse, neighbours, operations, problems, redshifts, sources
+from redshelf.api import browse, explore, neighbours, operations, problems, redshifts, sources
 from redshelf.api.queries import PROBLEMS
 from redshelf.models.errors import Conflict
 from redshelf.service.settings import Settings
@@ -44,7 +44,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.shelf = open_shelf(settings.shelf)
     problems.install(app)
     app.add_middleware(problems.Envelope, max_body_bytes=settings.max_upload_bytes + BODY_MARGIN_BYTES)
-    for module in (sources, neighbours, redshifts, operations):
+    for module in (sources, neighbours, explore, redshifts, operations):
         app.include_router(module.router)
     app.include_router(browse.router, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
