@@ -20,7 +20,8 @@ ERRORS: dict[int, type[RedshelfError]] = {404: NotFound, 409: Conflict, 422: Bad
 
 @dataclass(frozen=True)
 class Question:
-    """One of `source_id`, `position` (RA, Dec in degrees) and `cutout`; `bands`, `unit` and `ebv` go with a cutout."""
+    """One of `source_id`, `position` (RA, Dec in degrees), `cutout`, `text` and `like`; `bands`, `unit` and `ebv` go
+    with a cutout, `unlike` with `like`."""
 
     source_id: str | None = None
     position: tuple[float, float] | None = None
@@ -28,6 +29,21 @@ class Question:
     bands: str | None = None
     unit: Literal["uJy", "noise"] = "uJy"
     ebv: float | None = None
+    text: str | None = None
+    like: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
+
+    @property
+    def of_one(self) -> bool:
+        """Whether it is about one galaxy, which has a redshift."""
+        return self.text is None and not self.like
+
+    def __str__(self) -> str:
+        """What is asked about, where that is no source."""
+        if self.like:
+            unlike = f" and unlike {', '.join(self.unlike)}" if self.unlike else ""
+            return ", ".join(self.like) + unlike
+        return "the cutout" if self.text is None else repr(self.text)
 
 
 class Asked(Protocol):
@@ -69,9 +85,13 @@ class OnDisk:
         return chosen, upload.read(blob, self.shelf.info, bands=bands, unit=question.unit, ebv=question.ebv)
 
     def neighbours(self, question: Question, *, encoder: str | None, k: int | None) -> NeighboursAnswer:
-        from redshelf.service import search, upload
+        from redshelf.service import examples, search, upload
 
         k = K if k is None else k
+        if question.text is not None:
+            return examples.neighbours_of_text(self.shelf, question.text, encoder=encoder, k=k)
+        if question.like:
+            return examples.neighbours_of_examples(self.shelf, question.like, question.unlike, encoder=encoder, k=k)
         if question.cutout is None:
             return search.neighbours(self.shelf, self._id(question), encoder=encoder, k=k)
         chosen, cutout = self._cutout(question, encoder)
@@ -138,7 +158,12 @@ class OverHttp:
         )
 
     def neighbours(self, question: Question, *, encoder: str | None, k: int | None) -> NeighboursAnswer:
-        return NeighboursAnswer.model_validate(self._ask(question, "neighbours", encoder=encoder, k=k))
+        if question.of_one:
+            return NeighboursAnswer.model_validate(self._ask(question, "neighbours", encoder=encoder, k=k))
+        examples = {"positive": question.like, "negative": question.unlike}
+        body: dict[str, Any] = {"text": question.text} if question.text is not None else examples
+        body |= {name: value for name, value in {"encoder": encoder, "k": k}.items() if value is not None}
+        return NeighboursAnswer.model_validate(self._call("POST", "/v1/neighbours", json=body))
 
     def redshift(self, question: Question, *, estimator: str | None) -> RedshiftAnswer:
         return RedshiftAnswer.model_validate(self._ask(question, "redshift", estimator=estimator))

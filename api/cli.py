@@ -78,6 +78,9 @@ def _question(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--ra", type=float, help="degrees, with --dec")
     asked.add_argument("--dec", type=float, help="degrees")
     asked.add_argument("--cutout", type=Path, metavar="FILE", help="FITS (an HDU a band, or a cube), .npy or .npz")
+    asked.add_argument("--text", help="words, in the space of a CLIP whose texts the shelf can embed")
+    asked.add_argument("--like", metavar="ID", action="append", default=[], help="sources like this one; repeatable")
+    parser.add_argument("--unlike", metavar="ID", action="append", default=[], help="and unlike this; repeatable")
     parser.add_argument("--bands", help="comma-separated bands of the planes of a cube or array")
     parser.add_argument("--unit", choices=("uJy", "noise"), default="uJy", help="of the cutout's pixels [uJy]")
     parser.add_argument(
@@ -265,8 +268,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         position = None not in (arguments.ra, arguments.dec)
         if (arguments.ra is None) != (arguments.dec is None):
             parser.error("--ra and --dec go together")
-        if (arguments.source_id is not None) + position + (arguments.cutout is not None) != 1:
-            parser.error("ask about exactly one of --id, --ra with --dec, and --cutout")
+        others = (arguments.source_id, arguments.cutout, arguments.text, arguments.like or None)
+        if sum(other is not None for other in others) + position != 1:
+            parser.error("ask about exactly one of --id, --ra with --dec, --cutout, --text and --like")
+        if arguments.unlike and not arguments.like:
+            parser.error("--unlike goes with --like")
+        if arguments.estimator and (arguments.like or arguments.text is not None):
+            parser.error("--estimator is of one galaxy's redshift, and does not go with --like or --text")
         if arguments.json and arguments.estimator:
             parser.error("--json prints the neighbours alone, and --estimator is of the redshift")
     if arguments.command in TAKES:

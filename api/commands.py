@@ -261,7 +261,17 @@ def _question(arguments: Namespace) -> Question:
     from redshelf.api.ask import Question
 
     position = None if arguments.ra is None else (arguments.ra, arguments.dec)
-    return Question(arguments.source_id, position, arguments.cutout, arguments.bands, arguments.unit, arguments.ebv)
+    return Question(
+        arguments.source_id,
+        position,
+        arguments.cutout,
+        arguments.bands,
+        arguments.unit,
+        arguments.ebv,
+        arguments.text,
+        tuple(arguments.like),
+        tuple(arguments.unlike),
+    )
 
 
 def search(arguments: Namespace) -> int:
@@ -273,7 +283,10 @@ def search(arguments: Namespace) -> int:
     if arguments.json:
         print(found.model_dump_json())
         return 0
-    print(show.neighbours(found), end="\n\n")
+    print(show.neighbours(found, str(question)))
+    if not question.of_one:
+        return 0
+    print()
     try:
         print(show.redshift(asked.redshift(question, estimator=arguments.estimator)))
     except RedshelfError as error:  # a shelf without a fit still answers what it was asked

@@ -1,4 +1,4 @@
-"""Similar galaxies: of a source, of a position, of a vector, of an uploaded cutout."""
+"""Similar galaxies: of a source, a position, a vector, examples, a text, an uploaded cutout."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from redshelf.api.queries import (
     RecallQuery,
     Shelf,
     band_list,
-    how_many,
 )
-from redshelf.service import search, upload
+from redshelf.service import examples, search, upload
 from redshelf.service.answers import NeighboursAnswer, RecallAnswer
 
 router = APIRouter(prefix="/v1", tags=["neighbours"])
@@ -29,27 +28,29 @@ def of_source(
     source_id: str, query: Annotated[NeighboursQuery, Query()], shelf: Shelf, settings: InForce
 ) -> NeighboursAnswer:
     """The `k` sources nearest to this one in the encoder's space, itself never among them."""
-    k = how_many(query.k, settings)
-    return search.neighbours(shelf, source_id, encoder=query.encoder, k=k, filters=query.filters(), exact=query.exact)
+    return search.neighbours(shelf, source_id, **query.how(settings))
 
 
 @router.post("/neighbours", response_model=NeighboursAnswer)
 def of_query(
     query: Annotated[NoQuery, Query()], body: NeighboursBody, shelf: Shelf, settings: InForce
 ) -> NeighboursAnswer:
-    """The same, of a source by id, of the source at a position, or of a vector of the encoder's space."""
-    k = how_many(body.k, settings)
+    """The same, of a source by id, of the source at a position, of a vector of the encoder's space, of what a text
+    says, or of sources like the `positive` and unlike the `negative` ones."""
+    how = body.how(settings)
     if body.vector is not None:
-        vector = np.array(body.vector)
-        return search.neighbours_of_vector(
-            shelf, vector, encoder=body.encoder, k=k, filters=body.filters(), exact=body.exact
-        )
+        return search.neighbours_of_vector(shelf, np.array(body.vector), **how)
+    if body.text is not None:
+        return examples.neighbours_of_text(shelf, body.text, **how)
+    if body.positive is not None:
+        method = body.method or "rocchio"
+        return examples.neighbours_of_examples(shelf, body.positive, body.negative, method=method, **how)
     source_id = body.source_id
     if body.position is not None:
         at = body.position
         source_id = search.nearest_source(shelf, at.ra_deg, at.dec_deg, radius_arcsec=at.radius_arcsec)
-    assert source_id is not None  # NeighboursBody holds exactly one of the three
-    return search.neighbours(shelf, source_id, encoder=body.encoder, k=k, filters=body.filters(), exact=body.exact)
+    assert source_id is not None  # NeighboursBody holds exactly one of the five
+    return search.neighbours(shelf, source_id, **how)
 
 
 @router.get("/recall", response_model=RecallAnswer)
@@ -66,15 +67,8 @@ def of_cutout(
     settings: InForce,
 ) -> NeighboursAnswer:
     """The sources that look like an uploaded cutout. A cutout larger than the survey's is cut to its centre."""
-    k = how_many(query.k, settings)
+    how = query.how(settings)
     chosen = upload.pixel_encoder(shelf, query.encoder)
     cutout = upload.read(form.file.file.read(), shelf.info, bands=band_list(form.bands), unit=form.unit, ebv=form.ebv)
-    return search.neighbours_of_vector(
-        shelf,
-        upload.embed(shelf, chosen, cutout),
-        encoder=chosen.name,
-        k=k,
-        filters=query.filters(),
-        exact=query.exact,
-        bands_missing=cutout.bands_missing,
-    )
+    how |= {"encoder": chosen.name, "bands_missing": cutout.bands_missing}
+    return search.neighbours_of_vector(shelf, upload.embed(shelf, chosen, cutout), **how)

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from redshelf.indexing.filters import Filters
 from redshelf.models.errors import BadInput
 from redshelf.service.answers import Problem
+from redshelf.service.examples import MAX_EXAMPLES, MAX_TEXT, Method
+from redshelf.service.explore import MAX_CONE_ARCSEC
 from redshelf.service.serving import Serving
 from redshelf.service.settings import Settings
 from redshelf.service.shelf import OpenShelf
@@ -29,6 +31,8 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 K = 10  # neighbours, where a request does not say
+N = 100  # sources of a list, likewise
+N_TEXT = f"how many; {N}, or the server's `max_k` where it is less"
 
 
 class Strict(BaseModel):
@@ -68,6 +72,17 @@ class NeighboursQuery(FilterQuery):
     encoder: str | None = Field(None, description="an embedding space of /v1/shelf; the default one by default")
     k: int | None = Field(None, ge=1, le=1000, description=f"how many; {K}, or the server's `max_k` where it is less")
     exact: bool = Field(False, description="compare with every source, whatever the index is")
+    max_distance: float | None = Field(
+        None, ge=0, description="only what lies this near in the encoder's space, at most k; see `complete`"
+    )
+    mutual: bool = Field(
+        False, description="only those that have the query among their own k nearest; the query is a source, k <= 200"
+    )
+
+    def how(self, settings: Settings) -> dict[str, Any]:
+        """The arguments of the service's searches."""
+        told = {name: getattr(self, name) for name in ("encoder", "exact", "max_distance", "mutual")}
+        return {**told, "k": how_many(self.k, settings), "filters": self.filters()}
 
 
 class RecallQuery(Strict):
@@ -97,21 +112,53 @@ class Position(Strict):
     radius_arcsec: float = Field(5.0, gt=0, le=3600, description="how far the source may lie from the position")
 
 
+class Cone(Strict):
+    ra_deg: float = Field(ge=0, lt=360)
+    dec_deg: float = Field(ge=-90, le=90)
+    radius_arcsec: float = Field(gt=0, le=MAX_CONE_ARCSEC)
+    n: int | None = Field(None, ge=1, le=1000, description=N_TEXT)
+
+
+class CompareQuery(FilterQuery):
+    encoders: str = Field(description="two embedding spaces of /v1/shelf, with a comma between them")
+    k: int | None = Field(None, ge=1, le=1000, description=f"how many; {K}, or the server's `max_k` where it is less")
+    exact: bool = Field(False, description="compare with every source, whatever the index is")
+
+
+class OutliersQuery(FilterQuery):
+    encoder: str | None = Field(None, description="an embedding space of /v1/shelf; the default one by default")
+    n: int | None = Field(None, ge=1, le=1000, description=N_TEXT)
+
+
+QUESTIONS = ("source_id", "position", "vector", "text", "positive")
+
+
 class NeighboursBody(NeighboursQuery):
-    """Exactly one of `source_id`, `position` and `vector` (of the encoder's space)."""
+    """Exactly one of `source_id`, `position`, `vector` (of the encoder's space), `text` and `positive`."""
 
     source_id: str | None = None
     position: Position | None = None
     vector: list[float] | None = Field(None, min_length=1, max_length=65_536)
+    text: str | None = Field(None, min_length=1, max_length=MAX_TEXT, description="where `texts` of /v1/shelf says so")
+    positive: list[str] | None = Field(None, min_length=1, max_length=MAX_EXAMPLES, description="ids to be like")
+    negative: list[str] = Field([], max_length=MAX_EXAMPLES, description="ids to be unlike; with positive")
+    method: Method | None = Field(
+        None,
+        description="with positive. rocchio, the default: nearest to the positive mean moved away from the negative "
+        "one; classifier: a linear one, which ranks the nearest of each positive source and of Rocchio's vector",
+    )
     exact: StrictBool = False
+    mutual: StrictBool = False
 
     @model_validator(mode="after")
     def _one_query(self) -> Self:
-        given = [name for name in ("source_id", "position", "vector") if getattr(self, name) is not None]
+        given = [name for name in QUESTIONS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"expected exactly one of source_id, position and vector, got {' and '.join(given) or 'none'}"
-            )
+            expected = f"{', '.join(QUESTIONS[:-1])} and {QUESTIONS[-1]}"
+            raise ValueError(f"expected exactly one of {expected}, got {' and '.join(given) or 'none'}")
+        for name in ("negative", "method"):
+            if getattr(self, name) and self.positive is None:
+                raise ValueError(f"{name} goes with positive, and {given[0]} was given")
         return self
 
 
@@ -160,13 +207,19 @@ def at_most(name: str, value: int, limit: int) -> None:
         raise BadInput(f"{name}={value}: this server takes at most {limit}")
 
 
-def how_many(k: int | None, settings: Settings, *, usual: int = K) -> int:
-    """`k`, or the usual number as far as this server allows it; `BadInput` where `k` passes the limit."""
+def how_many(k: int | None, settings: Settings, *, usual: int = K, name: str = "k") -> int:
+    """`k`, or the usual number as far as this server allows it; `BadInput` calling it `name` where `k` passes the
+    limit."""
     if k is not None:
-        at_most("k", k, settings.max_k)
+        at_most(name, k, settings.max_k)
     return min(usual, settings.max_k) if k is None else k
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The names in a comma-separated list."""
+    return tuple(name.strip() for name in text.split(","))
 
 
 def band_list(text: str | None) -> tuple[str, ...] | None:
     """The names in a comma-separated list, None for none."""
-    return tuple(name.strip() for name in text.split(",")) if text is not None else None
+    return None if text is None else names(text)

@@ -36,8 +36,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1)
     return "\n".join(lines)
 
 
-def neighbours(answer: NeighboursAnswer) -> str:
-    """The table of a search, and how it was searched."""
+def neighbours(answer: NeighboursAnswer, query: str = "") -> str:
+    """The table of a search, and how it was searched; `query` is what was asked about where that is no source."""
     rows = [
         (
             n.source_id,
@@ -54,7 +54,7 @@ def neighbours(answer: NeighboursAnswer) -> str:
     how = "exact search" if answer.exact else f"recall {answer.recall:.3f}"
     missing = f"; without {', '.join(answer.bands_missing)}" if answer.bands_missing else ""
     space = f"by {answer.encoder} ({answer.revision}), {how}, of {answer.n_matching} sources"
-    return f"like {answer.query or 'the cutout'}, {space}{missing}\n{found}"
+    return f"like {answer.query or query}, {space}{missing}\n{found}"
 
 
 def redshift(answer: RedshiftAnswer) -> str:

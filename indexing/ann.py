@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from redshelf.indexing import flat, ivf, lists
+from redshelf.indexing import flat, isolation, ivf, lists
 from redshelf.indexing.files import read_json
 from redshelf.indexing.flat import Flat, Floats, Halves, Ints
 from redshelf.models.errors import BadInput, Conflict, NotFound
@@ -68,6 +68,7 @@ class Index:
     known: Bools  # (N,), False where the encoder had nothing to see: such a row is never found
     recall: float
     hides: bool = False  # whether the lists have rows that are never found
+    isolated: isolation.Isolated | None = None  # None: the index was built before they were looked for
     _everything: list[Selection] = field(default_factory=list, repr=False)
 
     @property
@@ -222,17 +223,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return document
 
 
-def open_vectors(folder: Path) -> Flat:
-    """The vectors of an index alone; `Conflict` where their file is not what the manifest says."""
-    told = read_manifest(folder)
+def open_vectors(folder: Path, told: dict[str, Any] | None = None) -> Flat:
+    """The vectors of an index alone; `Conflict` where their file is not what its manifest says."""
+    told = read_manifest(folder) if told is None else told
     return flat.open_flat(folder / VECTORS, rows=told["rows"], dim=told["dim"])
 
 
-def open_index(folder: Path) -> Index:
-    """Open an index that `assembly` made. `Conflict` where a size is not what the manifest says."""
+def open_index(folder: Path, told: dict[str, Any] | None = None) -> Index:
+    """Open an index that `assembly` made, by its manifest or what that will say; `Conflict` where a size differs."""
     import faiss
 
-    told, vectors = read_manifest(folder), open_vectors(folder)
+    told = read_manifest(folder) if told is None else told
+    vectors = open_vectors(folder, told)
     known = np.load(folder / KNOWN, mmap_mode="r")
     if known.shape != (len(vectors),) or known.sum() != told["vectors"]:
         raise Conflict(f"{folder / KNOWN}: {known.sum()} vectors of {known.size}, its manifest says {told['vectors']}")
@@ -244,4 +246,5 @@ def open_index(folder: Path) -> Index:
         coverage, factors = (tuple((a, b) for a, b in told[name]) for name in ("coverage", "factors"))
         tuning = ivf.Tuning(coverage, factors, (), told["recall"]["value"], told["recall"]["wanted"])
         its = Lists(index, ivf.refined(index, vectors), np.load(folder / LIST_OF, mmap_mode="r"), tuning)
-    return Index(vectors, its, known, told["recall"]["value"])
+    isolated = isolation.read(folder / isolation.ISOLATED, rows=len(vectors))
+    return Index(vectors, its, known, told["recall"]["value"], isolated=isolated)

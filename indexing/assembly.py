@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock
 
-from redshelf.indexing import ann, flat, ivf, lists
+from redshelf.indexing import ann, flat, isolation, ivf, lists
 from redshelf.indexing.files import manifest, read_json, write_bytes, write_json, write_npy, write_with
 from redshelf.indexing.flat import Flat, Halves
 from redshelf.indexing.jobs import Job, Progress, Spans
@@ -175,7 +175,8 @@ def prepare(building: Building, batches: Batches) -> dict[str, Any]:
         if told.is_file():
             return dict(read_json(told))
         folder = building.folder
-        (folder / ann.MANIFEST).unlink(missing_ok=True)  # of an earlier build: what follows is not what it says
+        for name in (ann.MANIFEST, isolation.ISOLATED):  # of an earlier build: what follows is not what they say
+            (folder / name).unlink(missing_ok=True)
         known = flat.write(folder / ann.VECTORS, batches(), rows=plan.rows, dim=plan.dim)
         if not known.any():
             raise BadInput("cannot index an embedding whose every vector is zero: the encoder saw no source")
@@ -265,8 +266,9 @@ def finish(building: Building, batches: Batches) -> None:
     if facts["kind"] == "ivf":
         told = _join(building, facts)
         files += [folder / name for name in (ann.INDEX, ann.LISTS, ann.LIST_OF)]
-    told |= {"rows": plan.rows, "vectors": vectors, "dim": plan.dim, "files": manifest(folder, files)}
-    write_json(folder / ann.MANIFEST, {**plan.provenance, **told})
+    told |= {"rows": plan.rows, "vectors": vectors, "dim": plan.dim}
+    files.append(isolation.write(folder / isolation.ISOLATED, ann.open_index(folder, told)))
+    write_json(folder / ann.MANIFEST, {**plan.provenance, **told, "files": manifest(folder, files)})
     discard(building.home)
 
 

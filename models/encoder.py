@@ -120,6 +120,11 @@ class StoredEncoder(Encoder, Protocol):
     def from_config(cls, config: dict[str, Any], weights: dict[str, Tensor], *, name: str, revision: str) -> Self: ...
 
 
+def takes_texts(document: dict[str, Any]) -> bool:
+    """Whether `embed_text` of an encoder with this config.json has an answer, as that of a CLIP whole has."""
+    return bool(document["kind"] == "foundation" and document["config"].get("space") == "projected")
+
+
 def encoder_class(kind: str) -> type[StoredEncoder]:
     """The class registered for `kind`; `BadInput` naming the kinds there are."""
     if kind not in KINDS:

@@ -31,6 +31,7 @@ class EncoderAnswer(Answer):
     weights: str = Field(description="where they come from: published name and sha256, training, or random")
     exact: bool
     recall: float = Field(description="recall@10 against exact search, measured when the index was built")
+    texts: bool = Field(description="whether its space can be asked by a text")
 
 
 class RedshiftModelAnswer(Answer):
@@ -86,7 +87,43 @@ class SourceAnswer(Answer):
 class Neighbour(Answer):
     source_id: str
     rank: int
-    distance: float = Field(description="Euclidean, in the encoder's space")
+    distance: float = Field(
+        description="Euclidean, in the encoder's space, from the query; of a classifier's answer, from the mean of the "
+        "positive sources"
+    )
+    ra_deg: float
+    dec_deg: float
+    z_spec: float | None
+    z_kind: str | None
+    z_phot: float | None
+    object_class: str
+    score: float | None = Field(None, description="of the classifier, by which its answer is ordered: 1 is positive")
+
+
+class NeighboursAnswer(Answer):
+    query: str | None = Field(description="the source asked about; null where it is none of the survey's, or several")
+    encoder: str
+    revision: str
+    generation: int
+    exact: bool
+    recall: float
+    n_matching: int = Field(description="rows with a vector that pass the filters, those asked about apart")
+    complete: bool = Field(
+        description="whether all that pass the filters and lie within max_distance were looked at, as far as `recall` "
+        "says; false where there are more than k"
+    )
+    method: Literal["rocchio", "classifier"] | None = Field(None, description="how examples were made a query")
+    n_candidates: int | None = Field(
+        None,
+        description="how many sources the classifier ranked: the nearest of each positive one and of Rocchio's vector",
+    )
+    bands_missing: list[str] = Field([], description="survey bands that an uploaded cutout lacked")
+    neighbours: list[Neighbour]
+
+
+class ConeSource(Answer):
+    source_id: str
+    separation_arcsec: float
     ra_deg: float
     dec_deg: float
     z_spec: float | None
@@ -95,16 +132,57 @@ class Neighbour(Answer):
     object_class: str
 
 
-class NeighboursAnswer(Answer):
-    query: str | None = Field(description="the source asked about; null for an uploaded cutout")
+class ConeAnswer(Answer):
+    """The sources nearest to the axis of a cone; `n_within` says how many there are in all."""
+
+    ra_deg: float
+    dec_deg: float
+    radius_arcsec: float
+    generation: int
+    n_within: int
+    sources: list[ConeSource]
+
+
+class CompareAnswer(Answer):
+    """The neighbours of one source by two encoders, and how alike the two lists are."""
+
+    query: str
+    generation: int
+    k: int
+    neighbours: list[NeighboursAnswer] = Field(description="one answer an encoder, in the order asked")
+    shared: list[str] = Field(description="ids in both lists, in the order of the first")
+    jaccard: float | None = Field(description="shared ids over all ids; null where both lists are empty")
+    rank_biased_overlap: float | None = Field(
+        description="extrapolated, p = 0.9 (Webber et al. 2010), down to the end of the shorter list: 1 where both are "
+        "in the same order, 0 where they share nothing; null where one is empty"
+    )
+
+
+class Outlier(Answer):
+    source_id: str
+    rank: int
+    distance: float = Field(description="to the 10th nearest other source, Euclidean, in the encoder's space")
+    ra_deg: float
+    dec_deg: float
+    z_spec: float | None
+    z_kind: str | None
+    z_phot: float | None
+    object_class: str
+
+
+class OutliersAnswer(Answer):
+    """The most isolated sources, out of those that were kept when the index was built."""
+
     encoder: str
     revision: str
     generation: int
-    exact: bool
-    recall: float
-    n_matching: int = Field(description="rows with a vector that pass the filters, the query itself apart")
-    bands_missing: list[str] = Field(description="survey bands that an uploaded cutout lacked")
-    neighbours: list[Neighbour]
+    exact: bool = Field(
+        description="whether every source was compared with every other one when the index was built; else the most "
+        "isolated were looked for among those far from the centre of their cluster"
+    )
+    n_matching: int = Field(description="sources with a vector that pass the filters")
+    n_kept: int = Field(description="how many of these are among the sources kept: no more can be told")
+    outliers: list[Outlier]
 
 
 class RecallAnswer(Answer):

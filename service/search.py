@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from math import hypot
+from dataclasses import dataclass, field
+from math import hypot, inf
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,83 +18,178 @@ from redshelf.service.answers import Neighbour, NeighboursAnswer, RecallAnswer
 from redshelf.service.shelf import OpenEncoder, OpenShelf
 
 MAX_K, MAX_PROBES = 1000, 100
+MAX_MUTUAL = 200  # sources of which each is asked for as many neighbours
+ROUNDING = 1e-6  # of a distance between the same two vectors, measured from either
 WIDER_ARCSEC = (60.0, 3600.0, 648_000.0)  # where a position has no source near it
 MAX_LENGTH = 1e19  # of a query vector: its square and all differences from it stay within float32, 3.4e38
 
-
-def _neighbour(shelf: OpenShelf, row: int, rank: int, distance: float) -> Neighbour:
-    columns = shelf.columns
-    return Neighbour(
-        source_id=shelf.source_id(row),
-        rank=rank,
-        distance=distance,
-        ra_deg=float(columns["ra"][row]),
-        dec_deg=float(columns["dec"][row]),
-        z_spec=finite_or_none(columns["z_spec"][row]),
-        z_kind=KINDS[columns["z_kind"][row]] or None,
-        z_phot=finite_or_none(columns["z_phot"][row]),
-        object_class=CLASSES[columns["object_class"][row]],
-    )
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
-def _search(
-    shelf: OpenShelf,
-    encoder: OpenEncoder,
-    vector: npt.NDArray[np.float32],
-    *,
-    k: int,
-    filters: Filters,
-    row: int | None,
-    exact: bool,
-) -> NeighboursAnswer:
-    if not 1 <= k <= MAX_K:
-        raise BadInput(f"k={k}: expected 1 <= k <= {MAX_K}")
+@dataclass(frozen=True)
+class Wanted:
+    """At most `k` sources that pass `filters` and lie within `max_distance` of the query; with `mutual` only those of
+    them that have the query among their own `k` nearest. `exact` compares with every source, whatever the index is."""
+
+    k: int = 10
+    filters: Filters = field(default_factory=Filters)
+    exact: bool = False
+    max_distance: float | None = None
+    mutual: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= MAX_K:
+            raise BadInput(f"k={self.k}: expected 1 <= k <= {MAX_K}")
+        if self.mutual and self.k > MAX_MUTUAL:
+            raise BadInput(f"k={self.k}: with mutual, which asks about each of them, expected at most {MAX_MUTUAL}")
+        if self.max_distance is not None and not 0 <= self.max_distance < inf:
+            raise BadInput(f"max_distance={self.max_distance}: expected a number that is not negative")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where a question looks: the rows of an embedding that pass its filters, but for those that are left out."""
+
+    encoder: OpenEncoder
+    among: ann.Selection | None  # None: every row that has a vector
+    left_out: Ints  # (n,) rows
+    n_matching: int
+
+    def nearest(self, queries: Floats, k: int, *, exact: bool = False) -> tuple[Floats, Ints]:
+        """Distances and rows (Q, k) of the nearest, padded with inf and -1."""
+        distance, rows = self.encoder.index.search(queries, k + len(self.left_out), among=self.among, exact=exact)
+        kept = (rows >= 0) & ~np.isin(rows, self.left_out)
+        order = np.argsort(~kept, axis=1, kind="stable")[:, :k]
+        distance = np.take_along_axis(np.where(kept, distance, np.float32(inf)), order, axis=1)
+        return distance, np.take_along_axis(np.where(kept, rows, -1), order, axis=1)
+
+    @property
+    def compares_all(self) -> bool:
+        """Whether every row that passes is compared, even where that is not asked for."""
+        return self.encoder.index.exact or (self.among is not None and self.among.few is not None)
+
+
+def scope(
+    shelf: OpenShelf, encoder: OpenEncoder, filters: Filters, *, row: int | None = None, left_out: Ints | None = None
+) -> Scope:
+    """Where to look with `filters`: not at the `row` that is asked about and what lies too near to it on the sky, nor
+    at the rows `left_out` (n,)."""
     index, among = encoder.index, shelf.selection(encoder, filters)
-    left_out = np.empty(0, dtype=np.int64) if row is None else np.array([row])
+    gone = np.empty(0, dtype=np.int64) if left_out is None else np.unique(left_out)
+    gone = gone if row is None else np.union1d(gone, [row])
     if filters.exclude_radius_arcsec is not None:
         if row is None:
             raise BadInput("exclude_radius_arcsec needs a query with a position: a source of this survey")
         ra, dec = float(shelf.columns["ra"][row]), float(shelf.columns["dec"][row])
-        left_out = near(shelf.columns, ra, dec, filters.exclude_radius_arcsec)[0]
-        if len(left_out) > MAX_K:  # too many to ask for and drop
-            mask = index.known.copy() if among is None else among.mask.copy()
-            mask[left_out] = False
-            left_out, among = np.array([row]), index.select(mask)
+        gone = np.union1d(gone, near(shelf.columns, ra, dec, filters.exclude_radius_arcsec)[0])
     passing = index.known if among is None else among.mask
-    n_matching = (index.findable if among is None else among.count) - int(passing[left_out].sum())
-    distance, rows = index.search(vector[None], k + len(left_out), among=among, exact=exact)
-    kept = (rows[0] >= 0) & ~np.isin(rows[0], left_out)
-    compared = index.exact or (among is not None and among.few is not None)
-    found = list(zip(rows[0][kept][:k].tolist(), distance[0][kept][:k].tolist(), strict=True))
+    n_matching = (index.findable if among is None else among.count) - int(passing[gone].sum())
+    if len(gone) > MAX_K:  # too many to ask for and drop
+        mask = passing.copy()
+        mask[gone] = False
+        gone, among = np.empty(0, dtype=np.int64), index.select(mask)
+    return Scope(encoder, among, gone, n_matching)
+
+
+def listed(shelf: OpenShelf, row: int) -> dict[str, Any]:
+    """What every list of sources says of each."""
+    columns = shelf.columns
+    return {
+        "source_id": shelf.source_id(row),
+        "ra_deg": float(columns["ra"][row]),
+        "dec_deg": float(columns["dec"][row]),
+        "z_spec": finite_or_none(columns["z_spec"][row]),
+        "z_kind": KINDS[columns["z_kind"][row]] or None,
+        "z_phot": finite_or_none(columns["z_phot"][row]),
+        "object_class": CLASSES[columns["object_class"][row]],
+    }
+
+
+def answer(
+    shelf: OpenShelf,
+    within: Scope,
+    rows: Ints,
+    distance: Floats,
+    *,
+    complete: bool,
+    exact: bool = False,
+    row: int | None = None,
+    **more: Any,
+) -> NeighboursAnswer:
+    """The answer that has these rows (n,) in this order; `more` are fields that not every question has."""
+    encoder = within.encoder
+    exact = exact or within.compares_all
+    ranked = enumerate(zip(rows.tolist(), distance.tolist(), strict=True), start=1)
     return NeighboursAnswer(
         query=None if row is None else shelf.source_id(row),
         encoder=encoder.name,
         revision=encoder.published.revision,
         generation=shelf.generation.number,
-        exact=exact or compared,
-        recall=1.0 if exact or compared else index.recall,
-        n_matching=n_matching,
-        bands_missing=[],
-        neighbours=[_neighbour(shelf, r, rank, d) for rank, (r, d) in enumerate(found, start=1)],
+        exact=exact,
+        recall=1.0 if exact else encoder.index.recall,
+        n_matching=within.n_matching,
+        complete=complete,
+        neighbours=[Neighbour(rank=rank, distance=d, **listed(shelf, r)) for rank, (r, d) in ranked],
+        **more,
     )
 
 
-def neighbours(
+def _mutual(within: Scope, rows: Ints, distance: Floats, wanted: Wanted) -> Bools:
+    """Which of the rows (n,) at a `distance` (n,) from the query have it among their own k nearest of those that pass:
+    fewer than k others lie nearer to them."""
+    if not len(rows):
+        return np.zeros(0, dtype=bool)
+    theirs, found = within.nearest(within.encoder.vectors(rows), wanted.k + 1, exact=wanted.exact)
+    nearer = (found >= 0) & (found != rows[:, None]) & (theirs < distance[:, None] * (1 - ROUNDING))
+    return np.asarray(nearer.sum(axis=1) < wanted.k)
+
+
+def look(
     shelf: OpenShelf,
-    source_id: str,
+    encoder: OpenEncoder,
+    vector: Floats,
+    wanted: Wanted,
     *,
-    encoder: str | None = None,
-    k: int = 10,
-    filters: Filters | None = None,
-    exact: bool = False,
+    row: int | None = None,
+    left_out: Ints | None = None,
+    **more: Any,
 ) -> NeighboursAnswer:
-    """The `k` sources nearest to `source_id` in the space of `encoder`, itself never among them; `exact` compares it
-    with every source, whatever the index is."""
-    chosen, row = shelf.encoder(encoder), shelf.row(source_id)
-    if not chosen.index.known[row]:
-        raise BadInput(f"source {source_id!r} has no vector by {chosen.name}: no band of it was observed")
+    """The sources nearest to `vector` (dim,), which is that of `row` where a source is asked about; those of the rows
+    `left_out` (n,) are not in the answer, whose other fields are `more`."""
+    if wanted.mutual and row is None:
+        raise BadInput("mutual needs a query that is a source of this survey: others are nobody's neighbours")
+    within = scope(shelf, encoder, wanted.filters, row=row, left_out=left_out)
+    distances, found = within.nearest(vector[None], wanted.k + 1, exact=wanted.exact)
+    seen = found[0] >= 0
+    inside = seen if wanted.max_distance is None else seen & (distances[0] <= wanted.max_distance)
+    reached = inside.sum() < seen.sum() or seen.sum() == within.n_matching  # the limit, or all that there are
+    rows, distance = found[0][inside][: wanted.k], distances[0][inside][: wanted.k]
+    if wanted.mutual:
+        both = _mutual(within, rows, distance, wanted)
+        rows, distance = rows[both], distance[both]
+    complete = bool(reached and inside.sum() <= wanted.k)
+    return answer(shelf, within, rows, distance, complete=complete, exact=wanted.exact, row=row, **more)
+
+
+def known_row(shelf: OpenShelf, encoder: OpenEncoder, source_id: str) -> int:
+    """The row of a source; `NotFound` where it is unknown, `BadInput` where `encoder` has no vector of it."""
+    row = shelf.row(source_id)
+    if not encoder.index.known[row]:
+        raise BadInput(f"source {source_id!r} has no vector by {encoder.name}: no band of it was observed")
+    return row
+
+
+def neighbours(
+    shelf: OpenShelf, source_id: str, *, encoder: str | None = None, filters: Filters | None = None, **how: Any
+) -> NeighboursAnswer:
+    """The `k` sources nearest to `source_id` in the space of `encoder`, itself never among them; `how`: the other
+    fields of `Wanted`."""
+    chosen = shelf.encoder(encoder)
+    row = known_row(shelf, chosen, source_id)
     vector = chosen.vectors(np.array([row]))[0]
-    return _search(shelf, chosen, vector, row=row, k=k, filters=filters or Filters(), exact=exact)
+    return look(shelf, chosen, vector, Wanted(filters=filters or Filters(), **how), row=row)
 
 
 def neighbours_of_vector(
@@ -100,12 +197,12 @@ def neighbours_of_vector(
     vector: npt.NDArray[np.floating],
     *,
     encoder: str | None = None,
-    k: int = 10,
     filters: Filters | None = None,
-    exact: bool = False,
     bands_missing: tuple[str, ...] = (),
+    **how: Any,
 ) -> NeighboursAnswer:
-    """The `k` sources nearest to a vector (dim,) of the space of `encoder`, which is refused beyond `MAX_LENGTH`."""
+    """The `k` sources nearest to a vector (dim,) of the space of `encoder`, which is refused beyond `MAX_LENGTH`;
+    `how`: the other fields of `Wanted`."""
     chosen = shelf.encoder(encoder)
     length = hypot(*vector.tolist())
     if length > MAX_LENGTH:
@@ -113,8 +210,8 @@ def neighbours_of_vector(
             f"vector of length {length:g}: expected at most {MAX_LENGTH:g}, since squared distances overflow float32"
         )
     query = np.asarray(vector, dtype=np.float32)
-    answer = _search(shelf, chosen, query, row=None, k=k, filters=filters or Filters(), exact=exact)
-    return answer.model_copy(update={"bands_missing": list(bands_missing)})
+    wanted = Wanted(filters=filters or Filters(), **how)
+    return look(shelf, chosen, query, wanted, bands_missing=list(bands_missing))
 
 
 def live_recall(shelf: OpenShelf, *, encoder: str | None = None, n: int = 20) -> RecallAnswer:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from redshelf.models.redshift import RedshiftModel
 
 
+BACKGROUND = 2000  # sources, from which a classifier tells examples apart
 KEPT_FILTERS = 16  # whose rows an open shelf remembers: some megabytes each for a million sources
 
 
@@ -45,6 +46,24 @@ class OpenEncoder:
         from redshelf.models import checkpoint
 
         return checkpoint.load(self.folder)
+
+    @cached_property
+    def takes_texts(self) -> bool:
+        """Whether texts have vectors in its space."""
+        from redshelf.models import checkpoint
+        from redshelf.models.encoder import takes_texts
+
+        return takes_texts(checkpoint.read_config(self.folder))
+
+    @cached_property
+    def background(self) -> npt.NDArray[np.float32]:
+        """Vectors of some sources at random, (n, dim), the same each time: what most of them look like."""
+        index, rng = self.index, np.random.default_rng(0)
+        some = np.unique(rng.integers(0, len(index.known), 4 * BACKGROUND))
+        some = some[index.known[some]]
+        if len(some) < min(BACKGROUND, index.findable):  # few have a vector
+            some = np.flatnonzero(index.known)
+        return self.vectors(np.sort(rng.permutation(some)[:BACKGROUND]))
 
     def model(self) -> StoredEncoder:
         """The encoder itself; torch is imported at the first call."""

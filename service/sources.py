@@ -104,6 +104,7 @@ def describe(shelf: OpenShelf, settings: Settings) -> ShelfAnswer:
                 **encoder.published.model_dump(),
                 exact=encoder.index.exact,
                 recall=encoder.index.recall,
+                texts=encoder.takes_texts,
             )
             for encoder in shelf.encoders.values()
         ],

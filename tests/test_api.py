@@ -241,7 +241,7 @@ def test_a_wrong_question_is_a_problem_in_words(client: TestClient, path: str, s
 @pytest.mark.parametrize(
     ("route", "body", "status", "words"),
     [
-        ("neighbours", {}, 422, "exactly one of source_id, position and vector, got none"),
+        ("neighbours", {}, 422, "exactly one of source_id, position, vector, text and positive, got none"),
         ("neighbours", {"source_id": "a", "vector": [1.0]}, 422, "got source_id and vector"),
         ("neighbours", {"source_id": "nope"}, 404, "no source 'nope'"),
         ("neighbours", {"vector": [1.0]}, 422, "has 1 numbers: expected 192"),

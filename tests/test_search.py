@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from known_shelf import open_known
 
 from redshelf.indexing import ann, assembly
 from redshelf.indexing.filters import Filters, row_mask, separation_arcsec
@@ -189,3 +190,78 @@ def test_iau_names_are_truncated_never_rounded() -> None:
     assert iau_name((19 + 57 / 60 + 40.558 / 3600) * 15, 33 + 38 / 60 + 27.96 / 3600) == "J195740.55+333827.9"
     assert iau_name(0.0, -0.0001) == "J000000.00-000000.3"
     assert iau_name(359.9999999, -89.99999999) == "J235959.99-895959.9"
+
+
+def _distances(shelf: OpenShelf, encoder: str) -> np.ndarray:
+    """Between any two sources, (N, N), infinite to itself."""
+    vectors = shelf.encoder(encoder).index.take(slice(None)).astype(np.float64)
+    distance = np.linalg.norm(vectors[:, None] - vectors[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    return distance
+
+
+def test_a_largest_distance_gives_what_lies_within_and_says_whether_that_is_all(shelf: OpenShelf) -> None:
+    row = shelf.row("s0007")
+    distance = np.sort(_distances(shelf, "vit")[row])
+    limit = float(distance[11:13].mean())
+    answer = neighbours(shelf, "s0007", encoder="vit", k=20, max_distance=limit)
+    assert len(answer.neighbours) == 12 and answer.complete and answer.n_matching == 299
+    assert all(n.distance <= limit for n in answer.neighbours)
+    for k, complete in ((11, False), (12, True)):
+        fewer = neighbours(shelf, "s0007", encoder="vit", k=k, max_distance=limit)
+        assert fewer.neighbours == answer.neighbours[:k] and fewer.complete is complete
+    none = neighbours(shelf, "s0007", encoder="vit", max_distance=float(distance[0]) * 0.9)
+    assert none.neighbours == [] and none.complete
+    assert [neighbours(shelf, "s0007", k=k).complete for k in (298, 299)] == [False, True]
+
+
+@pytest.mark.parametrize("wrong", [-0.1, float("nan"), float("inf")])
+def test_a_distance_that_is_none_is_refused(shelf: OpenShelf, wrong: float) -> None:
+    with pytest.raises(BadInput, match=f"max_distance={wrong}: expected a number"):
+        neighbours(shelf, "s0007", max_distance=wrong)
+
+
+@pytest.mark.parametrize("encoder", ["photometry", "vit"])
+def test_mutual_neighbours_have_each_other_among_their_nearest(shelf: OpenShelf, encoder: str) -> None:
+    distance = _distances(shelf, encoder)
+    rank = distance.argsort(axis=1, kind="stable").argsort(axis=1)
+    kept = 0
+    for source in ("s0007", "s0050", "s0123", "s0200"):
+        row = shelf.row(source)
+        expected = {shelf.source_id(r) for r in np.flatnonzero((rank[row] < 6) & (rank[:, row] < 6))}
+        answer = neighbours(shelf, source, encoder=encoder, k=6, mutual=True)
+        assert {n.source_id for n in answer.neighbours} == expected
+        assert [n.rank for n in answer.neighbours] == list(range(1, len(expected) + 1))
+        kept += len(expected)
+    assert 0 < kept < 24
+
+
+def test_mutual_neighbours_under_a_filter_are_those_among_what_passes_it(shelf: OpenShelf) -> None:
+    labelled, row = np.isfinite(shelf.columns["z_spec"]), shelf.row("s0007")
+    distance = np.where(labelled | (np.arange(len(shelf)) == row), _distances(shelf, "vit"), np.inf)
+    rank = distance.argsort(axis=1, kind="stable").argsort(axis=1)
+    expected = {shelf.source_id(r) for r in np.flatnonzero((rank[row] < 6) & (rank[:, row] < 6) & labelled)}
+    answer = neighbours(shelf, "s0007", encoder="vit", k=6, mutual=True, filters=Filters(labelled_only=True))
+    assert {n.source_id for n in answer.neighbours} == expected
+
+
+def test_mutual_needs_a_source_and_few_neighbours(shelf: OpenShelf) -> None:
+    vector = shelf.encoder("vit").vectors(np.array([3]))[0]
+    with pytest.raises(BadInput, match="mutual needs a query that is a source of this survey"):
+        neighbours_of_vector(shelf, vector, encoder="vit", mutual=True)
+    with pytest.raises(BadInput, match="k=201: with mutual, which asks about each of them, expected at most 200"):
+        neighbours(shelf, "s0007", k=201, mutual=True)
+
+
+def test_near_duplicates_are_found_by_a_small_distance_that_is_mutual_or_in_a_cone(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float16)
+    vectors[7] = vectors[300] + np.float16(0.01)
+    vectors[8] = vectors[300] - np.float16(0.01)
+    ra, dec = np.random.default_rng(1).uniform(150, 151, 500), np.full(500, 2.0)
+    ra[7] = ra[300] + 0.5 / 3600
+    shelf = open_known(tmp_path, {"e": vectors}, ra_deg=ra, dec_deg=dec)
+    twins = neighbours(shelf, "s300", k=10, max_distance=0.1, mutual=True)
+    assert {n.source_id for n in twins.neighbours} == {"s7", "s8"} and twins.complete
+    cone = Filters(ra=float(ra[300]), dec=2.0, radius_arcsec=2.0)
+    again = neighbours(shelf, "s300", k=10, max_distance=0.1, filters=cone)
+    assert [n.source_id for n in again.neighbours] == ["s7"] and again.complete

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import small_survey
 
-from redshelf.indexing import ann, generation, ivf
+from redshelf.indexing import ann, assembly, generation, ivf
 from redshelf.indexing.files import manifest, read_json, write_json
 from redshelf.indexing.layout import Layout
 from redshelf.models.errors import Conflict
@@ -31,7 +31,7 @@ def vectors(seed: int) -> npt.NDArray[np.float16]:
 
 def build(folder: Path, values: npt.NDArray[np.float16]) -> ann.Index:
     folder.mkdir(parents=True)
-    ann.build(folder, [values], rows=len(values), dim=values.shape[1], provenance={})
+    assembly.build(folder, [values], rows=len(values), dim=values.shape[1])
     return ann.open_index(folder)
 
 
@@ -98,7 +98,7 @@ def wrong_index(root: Path) -> None:
     folder = layout.index(facts.name, facts.revision, rows)
     told = {key: value for key, value in read_json(folder / ann.MANIFEST).items() if key in ("encoder", "revision")}
     other = np.random.default_rng(0).normal(size=(rows, facts.dim)).astype(np.float16)
-    ann.build(folder, [other], rows=rows, dim=facts.dim, provenance=told)
+    assembly.build(folder, [other], rows=rows, dim=facts.dim, **told)
 
 
 def test_an_index_of_other_vectors_is_not_published(bare_shelf: Path, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_lists_before_other_vectors_are_told_by_check_and_not_published(
     assert told["kind"] == "ivf" and check(root).faults == []
     folder = Layout(root).index("photometry", revision, 1600)
     other = np.random.default_rng(0).normal(size=(1600, told["dim"])).astype(np.float16)
-    ann.build(tmp_path / "other" / "1600", [other], rows=1600, dim=told["dim"], provenance={})
+    assembly.build(tmp_path / "other" / "1600", [other], rows=1600, dim=told["dim"])
     document = read_json(folder / ann.MANIFEST)
     for name in (ann.INDEX, ann.LISTS):
         shutil.copy(tmp_path / "other" / "1600" / name, folder / name)

@@ -1,0 +1,107 @@
+"""Lists of sources beside neighbours: all in a cone, the most isolated ones, and two encoders side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from redshelf.indexing.filters import Filters, near
+from redshelf.models import ranking
+from redshelf.models.errors import BadInput, NotFound
+from redshelf.service.answers import CompareAnswer, ConeAnswer, ConeSource, Outlier, OutliersAnswer
+from redshelf.service.search import MAX_K, listed, neighbours
+from redshelf.service.shelf import OpenShelf
+
+MAX_CONE_ARCSEC = 36_000.0  # ten degrees: every source at these declinations is looked at
+
+
+def _check_n(n: int) -> None:
+    if not 1 <= n <= MAX_K:
+        raise BadInput(f"n={n}: expected 1 <= n <= {MAX_K}")
+
+
+def cone(shelf: OpenShelf, ra_deg: float, dec_deg: float, radius_arcsec: float, *, n: int = 100) -> ConeAnswer:
+    """The `n` sources nearest to the axis of a cone, nearest first, and how many lie in it; `BadInput` for what is out
+    of range."""
+    _check_n(n)
+    if not 0 <= ra_deg < 360 or not -90 <= dec_deg <= 90:
+        raise BadInput(f"position ra={ra_deg}, dec={dec_deg}: expected 0 <= ra < 360 and -90 <= dec <= 90 degrees")
+    if not 0 < radius_arcsec <= MAX_CONE_ARCSEC:
+        raise BadInput(f"radius_arcsec={radius_arcsec}: expected 0 < radius_arcsec <= {MAX_CONE_ARCSEC:g}")
+    rows, separation = near(shelf.columns, ra_deg, dec_deg, radius_arcsec)
+    first = np.argsort(separation, kind="stable")[:n]
+    sources = [
+        ConeSource(separation_arcsec=arcsec, **listed(shelf, row))
+        for row, arcsec in zip(rows[first].tolist(), separation[first].tolist(), strict=True)
+    ]
+    return ConeAnswer(
+        ra_deg=ra_deg,
+        dec_deg=dec_deg,
+        radius_arcsec=radius_arcsec,
+        generation=shelf.generation.number,
+        n_within=len(rows),
+        sources=sources,
+    )
+
+
+def compare(
+    shelf: OpenShelf,
+    source_id: str,
+    encoders: Sequence[str],
+    *,
+    k: int = 10,
+    filters: Filters | None = None,
+    exact: bool = False,
+) -> CompareAnswer:
+    """The `k` neighbours of a source by each of two encoders, and what the two lists share; `BadInput` unless two
+    different ones are named."""
+    if len(encoders) != 2 or encoders[0] == encoders[1]:
+        raise BadInput(f"encoders={','.join(encoders)!r}: expected the names of two different ones, as in a,b")
+    told: dict[str, Any] = {"k": k, "filters": filters, "exact": exact}
+    answers = [neighbours(shelf, source_id, encoder=name, **told) for name in encoders]
+    first, second = ([one.source_id for one in answer.neighbours] for answer in answers)
+    both = set(second)
+    return CompareAnswer(
+        query=source_id,
+        generation=shelf.generation.number,
+        k=k,
+        neighbours=answers,
+        shared=[one for one in first if one in both],
+        jaccard=ranking.jaccard(first, second),
+        rank_biased_overlap=ranking.rank_biased_overlap(first, second),
+    )
+
+
+def outliers(
+    shelf: OpenShelf, *, encoder: str | None = None, n: int = 100, filters: Filters | None = None
+) -> OutliersAnswer:
+    """The `n` most isolated sources that pass the filters, of those that were kept when the index was built; `NotFound`
+    where it was built before any were."""
+    _check_n(n)
+    chosen, filters = shelf.encoder(encoder), filters or Filters()
+    if filters.exclude_radius_arcsec is not None:
+        raise BadInput("exclude_radius_arcsec needs a query with a position: a source of this survey")
+    index = chosen.index
+    if index.isolated is None:
+        raise NotFound(
+            f"the index of {chosen.name} was built without its most isolated sources: "
+            f"run `redshelf index --encoder {chosen.name}` again, and publish"
+        )
+    among = shelf.selection(chosen, filters)
+    passing = index.known if among is None else among.mask
+    kept = passing[index.isolated.rows]
+    rows, distance = index.isolated.rows[kept][:n].tolist(), index.isolated.distance[kept][:n].tolist()
+    return OutliersAnswer(
+        encoder=chosen.name,
+        revision=chosen.published.revision,
+        generation=shelf.generation.number,
+        exact=index.isolated.exact,
+        n_matching=index.findable if among is None else among.count,
+        n_kept=int(kept.sum()),
+        outliers=[
+            Outlier(rank=rank, distance=d, **listed(shelf, row))
+            for rank, (row, d) in enumerate(zip(rows, distance, strict=True), start=1)
+        ],
+    )
