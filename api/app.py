@@ -6,11 +6,15 @@ Several workers are processes of uvicorn's own, which share a port and, by the p
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +74,18 @@ def create_app(settings: Settings, *, fall_back: bool = False) -> FastAPI:
     return app
 
 
+def _end_with(parent: int) -> None:
+    """End this process as SIGTERM does when the process of this sentinel has: else its port would stay taken."""
+    connection.wait([parent])
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def worker_app() -> FastAPI:
     """The app of one of several workers: the settings are in the environment. One that takes the place of a worker
     that was killed serves what can be served, where the newest generation cannot."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), name="redshelf-parent", daemon=True).start()
     return create_app(load(), fall_back=True)
 
 

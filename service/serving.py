@@ -34,7 +34,8 @@ class Refusal:
     files: Seen
 
     def __str__(self) -> str:
-        return f"generation {self.number}: {self.reason}"
+        named = f"generation {self.number} "
+        return self.reason if self.reason.startswith(named) else f"{named.rstrip()}: {self.reason}"
 
 
 def _require_model(encoder: OpenEncoder) -> None:
@@ -113,6 +114,8 @@ class Serving:
             except Exception as error:  # FAISS, Lance and numpy each raise their own on a damaged file
                 expected = isinstance(error, (RedshelfError, OSError))
                 reason = str(error) if expected else f"{type(error).__name__}: {error}"
+                if self.layout.root.is_absolute():  # where it lies is nobody's business who asks `/readyz`
+                    reason = reason.replace(str(self.layout.root), self.layout.root.name)
                 found = Refusal(number, reason, files)
                 if before is None or before.reason != reason:
                     log.error("%s; it is not served", found, exc_info=None if expected else error)

@@ -87,3 +87,24 @@ def test_workers_answer_on_one_port_and_one_that_is_killed_is_replaced(bare_shel
         assert server.log.read_text().count("generation 2 is served") == 2
     assert server.process.returncode == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_has_started_them(bare_shelf: Path, tmp_path: Path) -> None:
+    with servers.serve(bare_shelf, tmp_path, "--workers", "2") as server:
+        servers.wait_for(lambda: server.log.read_text().count("Application startup complete") == 2, "both to serve")
+        workers = server.workers()
+        server.process.kill()
+        server.process.wait()
+        servers.wait_for(lambda: not any(_runs(pid) for pid in workers), "the workers to end")
+    with socket.socket() as again:
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        again.bind(("127.0.0.1", server.port))
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process is there, and no zombie that nobody waits for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
