@@ -68,7 +68,7 @@ class Index:
     known: Bools  # (N,), False where the encoder had nothing to see: such a row is never found
     recall: float
     hides: bool = False  # whether the lists have rows that are never found
-    isolated: isolation.Isolated | None = None  # None: the index was built before they were looked for
+    isolated: isolation.Isolated = isolation.NONE
     _everything: list[Selection] = field(default_factory=list, repr=False)
 
     @property
@@ -246,5 +246,6 @@ def open_index(folder: Path, told: dict[str, Any] | None = None) -> Index:
         coverage, factors = (tuple((a, b) for a, b in told[name]) for name in ("coverage", "factors"))
         tuning = ivf.Tuning(coverage, factors, (), told["recall"]["value"], told["recall"]["wanted"])
         its = Lists(index, ivf.refined(index, vectors), np.load(folder / LIST_OF, mmap_mode="r"), tuning)
-    isolated = isolation.read(folder / isolation.ISOLATED, rows=len(vectors))
+    being_made = "files" not in told
+    isolated = isolation.NONE if being_made else isolation.read(folder / isolation.ISOLATED, rows=len(vectors))
     return Index(vectors, its, known, told["recall"]["value"], isolated=isolated)

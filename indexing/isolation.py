@@ -100,11 +100,14 @@ def _far_from_centres(index: Index, wanted: int) -> Ints:
     return np.sort(np.argpartition(far, len(far) - wanted)[len(far) - wanted :])
 
 
+NONE = Isolated(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32), True)
+
+
 def find(index: Index) -> Isolated:
     """The most isolated rows of an index; rows without a vector are not among them. None of ten or fewer rows."""
     known = index.findable
     if known <= NEIGHBOUR:
-        return Isolated(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32), True)
+        return NONE
     every = known <= SHORTLIST or (index.exact and known * known * index.dim <= ALL_NUMBERS)
     rows = np.flatnonzero(index.known) if every else _far_from_centres(index, SHORTLIST)
     distance = _tenth(index, rows, NEIGHBOUR)
@@ -129,15 +132,13 @@ def write(path: Path, index: Index) -> Path:
     return path
 
 
-def read(path: Path, *, rows: int) -> Isolated | None:
-    """What `write` has written, None where there is no such file; `Conflict` where it is not of an index of `rows`."""
-    if not path.is_file():
-        return None
+def read(path: Path, *, rows: int) -> Isolated:
+    """What `write` has written; `Conflict` where it is not of an index of `rows`."""
     try:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
             found = Isolated(stored["rows"], stored["distance"], bool(stored["exact"]))
     except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise Conflict(f"{path} is damaged ({error}): remove it, and run `redshelf index` again") from error
+        raise Conflict(f"{path} is missing or damaged ({error})") from error
     outside = (found.rows < 0) | (found.rows >= rows)
     if found.rows.shape != found.distance.shape or outside.any():
         raise Conflict(f"{path} is not of the index beside it, which has {rows} rows")

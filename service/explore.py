@@ -9,7 +9,7 @@ import numpy as np
 
 from redshelf.indexing.filters import Filters, near
 from redshelf.models import ranking
-from redshelf.models.errors import BadInput, NotFound
+from redshelf.models.errors import BadInput
 from redshelf.service.answers import CompareAnswer, ConeAnswer, ConeSource, Outlier, OutliersAnswer
 from redshelf.service.search import MAX_K, listed, neighbours
 from redshelf.service.shelf import OpenShelf
@@ -77,18 +77,12 @@ def compare(
 def outliers(
     shelf: OpenShelf, *, encoder: str | None = None, n: int = 100, filters: Filters | None = None
 ) -> OutliersAnswer:
-    """The `n` most isolated sources that pass the filters, of those that were kept when the index was built; `NotFound`
-    where it was built before any were."""
+    """The `n` most isolated sources that pass the filters, of those that were kept when the index was built."""
     _check_n(n)
     chosen, filters = shelf.encoder(encoder), filters or Filters()
     if filters.exclude_radius_arcsec is not None:
         raise BadInput("exclude_radius_arcsec needs a query with a position: a source of this survey")
     index = chosen.index
-    if index.isolated is None:
-        raise NotFound(
-            f"the index of {chosen.name} was built without its most isolated sources: "
-            f"run `redshelf index --encoder {chosen.name}` again, and publish"
-        )
     among = shelf.selection(chosen, filters)
     passing = index.known if among is None else among.mask
     kept = passing[index.isolated.rows]

@@ -133,7 +133,8 @@ def test_an_example_that_there_is_not_is_named(shelf: OpenShelf) -> None:
 def clip_shelf(tiny_shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny shelf, with a CLIP of random weights in the space of its texts, and one that has none."""
     pytest.importorskip("open_clip")
-    from redshelf.service.embedding import Pretrained, build_index, embed
+    from redshelf.service.embedding import Pretrained, embed
+    from redshelf.service.index import build_index
     from redshelf.service.publish import publish
 
     folder = tmp_path_factory.mktemp("clip")

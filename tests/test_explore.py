@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +9,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from redshelf.api.app import create_app
-from redshelf.indexing import isolation
 from redshelf.indexing.filters import Filters, separation_arcsec
 from redshelf.models.errors import BadInput, NotFound
-from redshelf.service.check import check
-from redshelf.service.embedding import build_index
 from redshelf.service.explore import compare, cone, outliers
-from redshelf.service.publish import publish
 from redshelf.service.search import neighbours
 from redshelf.service.settings import load
 from redshelf.service.shelf import OpenShelf, open_shelf
@@ -175,27 +169,3 @@ def test_wrong_examples_are_a_problem_in_words(client: TestClient, body: dict[st
     response = client.post("/v1/neighbours", json=body)
     assert response.status_code == 422, response.text
     assert words in response.json()["detail"]
-
-
-def test_an_index_from_before_is_served_and_gets_its_outliers_by_index_and_publish(
-    bare_shelf: Path, tmp_path: Path
-) -> None:
-    root = tmp_path / "shelf"
-    shutil.copytree(bare_shelf, root)
-    shutil.rmtree(root / "generations")
-    folder = next((root / "index").glob("*/*"))
-    (folder / isolation.ISOLATED).unlink()
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["files"].pop(isolation.ISOLATED)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    publish(root)
-    client = TestClient(create_app(load(environ={}, shelf=root)))
-    assert client.get("/v1/sources/s0003/neighbours").status_code == 200
-    missing = client.get("/v1/outliers")
-    assert missing.status_code == 404
-    assert "run `redshelf index --encoder photometry` again, and publish" in missing.json()["detail"]
-    build_index(root, encoder="photometry")
-    assert not check(root, every=True).faults  # what generation 1 serves is as it was
-    publish(root)
-    assert len(outliers(open_shelf(root)).outliers) == 60
-    assert not check(root, every=True).faults

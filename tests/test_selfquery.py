@@ -17,7 +17,8 @@ from redshelf.indexing.layout import Layout
 from redshelf.models.errors import Conflict
 from redshelf.service import selfquery
 from redshelf.service.check import check
-from redshelf.service.embedding import build_index, embed
+from redshelf.service.embedding import embed
+from redshelf.service.index import build_index
 from redshelf.service.ingest import ingest
 from redshelf.service.publish import publish
 from redshelf.service.shelf import open_shelf
