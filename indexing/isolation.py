@@ -28,8 +28,8 @@ NEIGHBOUR = 10
 KEPT = 2000
 SHORTLIST = 20_000  # rows far from their centres, of which the neighbours are asked for
 CLOSER = 10  # times as many candidates for those that are likely to be kept, an approximate index being what it is
-ALL_NUMBERS = 2**35  # that are compared in a second or two: of so few rows each is asked for its neighbours
-LAST_NUMBERS, LAST = 2**38, 100  # that are compared to order the first ones truly, where it is at least so many rows
+MOST_NUMBERS = 2**37  # that are compared in some five seconds, with all rows: those of an exact index, or the first
+LEAST = 100  # of the shortlist, unless that would be fewer rows than these
 CENTRES, SAMPLE_PER_CENTRE, ITERATIONS = 1024, 40, 6  # of k-means, where an index is exact and has no lists
 ASKED_AT_ONCE = 1024
 
@@ -106,8 +106,9 @@ def find(index: Index) -> Isolated:
     known = index.findable
     if known <= NEIGHBOUR:
         return Isolated(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32), True)
-    every = known <= SHORTLIST or (index.exact and known * known * index.dim <= ALL_NUMBERS)
-    rows = np.flatnonzero(index.known) if every else _far_from_centres(index, SHORTLIST)
+    affordable = MOST_NUMBERS // (known * index.dim)
+    wanted = affordable if index.exact else SHORTLIST
+    rows = np.flatnonzero(index.known) if known <= wanted else _far_from_centres(index, min(wanted, SHORTLIST))
     distance = _tenth(index, rows, NEIGHBOUR)
     if not index.exact:  # what was missed makes a distance too large: ask again where it matters
         likely = np.argsort(-distance, kind="stable")[: 2 * KEPT]
@@ -115,13 +116,13 @@ def find(index: Index) -> Isolated:
         distance = np.minimum(distance, _tenth(index, rows, min(CLOSER * NEIGHBOUR, known - 1)))
         likely = np.argsort(-distance, kind="stable")
         rows, distance = rows[likely], distance[likely]
-        first = min(len(rows), LAST_NUMBERS // (known * index.dim))
-        if first >= LAST:
+        first = min(len(rows), affordable)
+        if first >= LEAST:
             distance[:first] = _tenth(index, rows[:first], NEIGHBOUR, exact=True)
     enough = np.isfinite(distance)
     rows, distance = rows[enough], distance[enough]
     best = np.argsort(-distance, kind="stable")[:KEPT]
-    return Isolated(rows[best], distance[best], index.exact and every)
+    return Isolated(rows[best], distance[best], index.exact and known <= wanted)
 
 
 def write(path: Path, index: Index) -> Path:
