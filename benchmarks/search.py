@@ -149,6 +149,7 @@ def bare(index: ann.Index) -> Find:
 
 def whole(index: ann.Index) -> tuple[Callable[..., Any], Any]:
     """`service.search` over the index, with columns that it hydrates its answers from; and the shelf."""
+    from redshelf.indexing.columns import dec_columns, id_columns
     from redshelf.indexing.generation import Generation, PublishedEncoder
     from redshelf.indexing.layout import Layout, ShelfInfo
     from redshelf.models.bands import Band
@@ -156,11 +157,11 @@ def whole(index: ann.Index) -> tuple[Callable[..., Any], Any]:
     from redshelf.service.shelf import OpenEncoder, OpenShelf
 
     n, rng = len(index.flat), np.random.default_rng(0)
-    zeros = np.zeros(n, dtype=np.float32)
+    zeros, ra, dec = np.zeros(n, dtype=np.float32), rng.uniform(0, 360, n), rng.uniform(-90, 90, n)
+    ids, gone = np.char.add("s", np.arange(n).astype("U10")).astype("S64"), np.zeros(n, dtype=bool)
     columns = {
-        "ids": np.char.add("s", np.arange(n).astype("U10")).astype("S64"),
-        "ra": rng.uniform(0, 360, n), "dec": rng.uniform(-90, 90, n), "z_spec": zeros, "z_phot": zeros,
-        "z_kind": np.zeros(n, np.int8), "object_class": np.zeros(n, np.int8), "deleted": np.zeros(n, bool),
+        **id_columns(ids, gone), **dec_columns(dec, gone), "ra": ra, "dec": dec, "z_spec": zeros, "z_phot": zeros,
+        "z_kind": np.zeros(n, np.int8), "object_class": np.zeros(n, np.int8),
         "magnitudes": np.stack([rng.random(n), index.take(slice(None))[:, 0]], axis=1).astype(np.float32),
     }  # fmt: skip
     facts = PublishedEncoder(name="e", revision="0" * 12, kind="any", dim=index.dim, needs=[])

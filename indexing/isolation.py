@@ -3,7 +3,7 @@
 The tenth, and not the nearest, since a strange source may have a twin: another detection of the same galaxy, or the row
 it had before it was changed (Ramaswamy, Rastogi & Shim 2000). Comparing all with all would take days for forty million
 rows. Instead those farthest from the centres of their inverted lists are asked for their neighbours through the index
-itself, the best of them once more with more candidates, and `KEPT` are kept.
+itself, the best of them once more with more candidates, the first of these compared with all, and `KEPT` are kept.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 ISOLATED = "isolated.npz"
 NEIGHBOUR = 10
 KEPT = 2000
-SHORTLIST = 10_000  # rows far from their centres, of which the neighbours are asked for
+SHORTLIST = 20_000  # rows far from their centres, of which the neighbours are asked for
 CLOSER = 10  # times as many candidates for those that are likely to be kept, an approximate index being what it is
-ALL_NUMBERS = 2**35  # that are compared in a second or two: of so few rows each is asked for its neighbours
+MOST_NUMBERS = 2**37  # that are compared in some five seconds, with all rows: those of an exact index, or the first
+LEAST = 100  # of the shortlist, unless that would be fewer rows than these
 CENTRES, SAMPLE_PER_CENTRE, ITERATIONS = 1024, 40, 6  # of k-means, where an index is exact and has no lists
 ASKED_AT_ONCE = 1024
 
@@ -46,12 +47,12 @@ class Isolated:
     exact: bool
 
 
-def _tenth(index: Index, rows: Ints, k: int) -> Floats:
+def _tenth(index: Index, rows: Ints, k: int, *, exact: bool = False) -> Floats:
     """Distance (n,) of each row to the 10th nearest other one when a search is asked for `k`; inf without so many."""
     found = np.empty(len(rows), dtype=np.float32)
     for start in range(0, len(rows), ASKED_AT_ONCE):
         own = rows[start : start + ASKED_AT_ONCE]
-        distance, near = index.search(index.take(own).astype(np.float32), k + 1)
+        distance, near = index.search(index.take(own).astype(np.float32), k + 1, exact=exact)
         found[start : start + len(own)] = distance[ivf.others(near, own)].reshape(len(own), k)[:, NEIGHBOUR - 1]
     return found
 
@@ -108,17 +109,23 @@ def find(index: Index) -> Isolated:
     known = index.findable
     if known <= NEIGHBOUR:
         return NONE
-    every = known <= SHORTLIST or (index.exact and known * known * index.dim <= ALL_NUMBERS)
-    rows = np.flatnonzero(index.known) if every else _far_from_centres(index, SHORTLIST)
+    affordable = MOST_NUMBERS // (known * index.dim)
+    wanted = affordable if index.exact else SHORTLIST
+    rows = np.flatnonzero(index.known) if known <= wanted else _far_from_centres(index, min(wanted, SHORTLIST))
     distance = _tenth(index, rows, NEIGHBOUR)
     if not index.exact:  # what was missed makes a distance too large: ask again where it matters
-        likely = np.sort(np.argsort(-distance, kind="stable")[: 2 * KEPT])
+        likely = np.argsort(-distance, kind="stable")[: 2 * KEPT]
         rows, distance = rows[likely], distance[likely]
         distance = np.minimum(distance, _tenth(index, rows, min(CLOSER * NEIGHBOUR, known - 1)))
+        likely = np.argsort(-distance, kind="stable")
+        rows, distance = rows[likely], distance[likely]
+        first = min(len(rows), affordable)
+        if first >= LEAST:
+            distance[:first] = _tenth(index, rows[:first], NEIGHBOUR, exact=True)
     enough = np.isfinite(distance)
     rows, distance = rows[enough], distance[enough]
     best = np.argsort(-distance, kind="stable")[:KEPT]
-    return Isolated(rows[best], distance[best], index.exact and every)
+    return Isolated(rows[best], distance[best], index.exact and known <= wanted)
 
 
 def write(path: Path, index: Index) -> Path:

@@ -66,9 +66,12 @@ def discriminant(positive: Floats, negative: Floats, background: Floats) -> Disc
     middle, offset = share @ x, share @ y
     root = np.sqrt(share)[:, None]
     x, y = root * (x - middle), root[:, 0] * (y - offset)
-    kernel = x @ x.T  # (N, N): N is some thousands, and D may be more
-    ridge = RIDGE * max(float(np.trace(kernel)) / x.shape[1], 1e-12)
-    weights = x.T @ np.linalg.solve(kernel + ridge * np.eye(len(x)), y) / scale
+    n, dim = x.shape
+    ridge = RIDGE * max(float((x * x).sum()) / dim, 1e-12)
+    if dim <= n:
+        weights = np.linalg.solve(x.T @ x + ridge * np.eye(dim), x.T @ y) / scale
+    else:  # the same, by the smaller matrix
+        weights = x.T @ np.linalg.solve(x @ x.T + ridge * np.eye(n), y) / scale
     return Discriminant(weights.astype(np.float32), float(offset - weights @ (mean + middle * scale)))
 
 

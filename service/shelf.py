@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from redshelf.models.redshift import RedshiftModel
 
 
-BACKGROUND = 2000  # sources, from which a classifier tells examples apart
+BACKGROUND = 1000  # sources, from which a classifier tells examples apart
 KEPT_FILTERS = 16  # whose rows an open shelf remembers: some megabytes each for a million sources
 
 

@@ -66,7 +66,7 @@ def test_a_shortlist_finds_the_planted_ones_and_most_of_the_others(
 ) -> None:
     monkeypatch.setattr(isolation, "SHORTLIST", 1000)
     monkeypatch.setattr(isolation, "KEPT", 300)
-    monkeypatch.setattr(isolation, "ALL_NUMBERS", 0)
+    monkeypatch.setattr(isolation, "MOST_NUMBERS", 400 * N * DIM if lists else 1000 * N * DIM)
     if lists:
         monkeypatch.setattr(ann, "EXACT_VALUES", 1000)
     index = build(tmp_path)

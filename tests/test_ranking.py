@@ -25,19 +25,21 @@ def test_rocchio_does_not_depend_on_where_the_origin_is() -> None:
     )
 
 
-def test_the_score_equals_weighted_ridge_regression_on_standardised_numbers() -> None:
+@pytest.mark.parametrize("dim", [6, 80])
+def test_the_score_equals_weighted_ridge_regression_on_standardised_numbers(dim: int) -> None:
     rng = np.random.default_rng(1)
-    positive, negative, background = (rng.normal(size=(n, 6)) * [1, 5, 0.1, 1, 2, 1] for n in (4, 3, 50))
+    scale = rng.uniform(0.1, 5, dim)
+    positive, negative, background = (rng.normal(size=(n, dim)) * scale for n in (4, 3, 50))
     found = discriminant(*(some.astype(np.float32) for some in (positive, negative, background)))
     spread = background.std(axis=0)
     x = np.concatenate([positive, negative, background]) / spread
     y, weight = np.repeat([1, -1, -1], [4, 3, 50]), np.repeat([0.5 / 4, 0.1 / 3, 0.4 / 50], [4, 3, 50])
     centred, target = x - weight @ x, y - weight @ y
     covariance = (centred * weight[:, None]).T @ centred
-    ridge = 0.3 * np.trace(covariance) / 6 * np.eye(6)
+    ridge = 0.3 * np.trace(covariance) / dim * np.eye(dim)
     expected = np.linalg.solve(covariance + ridge, centred.T @ (weight * target))
     np.testing.assert_allclose(found.weights * spread, expected, rtol=1e-4, atol=1e-6)
-    vectors = rng.normal(size=(20, 6)).astype(np.float32)
+    vectors = rng.normal(size=(20, dim)).astype(np.float32)
     scores = (vectors / spread - weight @ x) @ expected + weight @ y
     np.testing.assert_allclose(found.score(vectors), scores, rtol=1e-3, atol=1e-4)
 
