@@ -63,6 +63,12 @@ def read_receipt(receipts: Path, part: int) -> Receipt:
     return document
 
 
+def write_receipt(receipts: Path, facts: Receipt) -> None:
+    """Leave the receipt of a part that is written: `facts` are its `part`, `plan`, `rows`, `files` and more."""
+    receipt = {**facts, "ended": time.time(), "host": socket.gethostname()}
+    write_json(receipt_path(receipts, facts["part"]), {**receipt, "seal": _seal(receipt)})
+
+
 def write_part(
     table: Path,
     schema: pa.Schema,
@@ -121,10 +127,8 @@ def write_part(
         "fragments": [f.to_json() for f in fragments],
         "files": manifest(table, written),
         "write_seconds": time.perf_counter() - started,
-        "ended": time.time(),
-        "host": socket.gethostname(),
     }
-    write_json(receipt_path(receipts, part), {**receipt, "seal": _seal(receipt)})
+    write_receipt(receipts, receipt)
     return next_row - first_row
 
 
@@ -139,17 +143,20 @@ def plan_of(dataset: Any) -> str:
     return _plan(dataset.read_transaction(dataset.version))
 
 
-def _checked(table: Path, receipts: Path, *, parts: int, plan: str) -> list[Receipt]:
-    """The receipts in order. Damaged ones, and those whose files are, are set aside, so that a next run does these
-    parts again; `Conflict` naming them, and those that are missing."""
+def checked(home: Path, receipts: Path, *, name: str, parts: int, plan: str) -> list[Receipt]:
+    """The receipts in order; their files lie in `home`, and belong to what errors call `name`.
+
+    Damaged ones, and those whose files are, are set aside, so that a next run does these parts again; `Conflict`
+    naming them, and those that are missing.
+    """
     missing = set(range(parts)) - done_parts(receipts)
     if missing:
-        raise Conflict(f"{table.name}: {len(missing)} of {parts} parts have no receipt: {ranges(missing)}")
+        raise Conflict(f"{name}: {len(missing)} of {parts} parts have no receipt: {ranges(missing)}")
     found, faults = [], []
     for part in range(parts):
         try:
             receipt = read_receipt(receipts, part)
-            wrong = verify(table, receipt["files"], hashes=True)
+            wrong = verify(home, receipt["files"], hashes=True)
             if receipt["plan"] != plan:
                 wrong.append(f"the receipt is of plan {receipt['plan']!r}, not {plan!r}")
         except BadInput as error:
@@ -160,7 +167,7 @@ def _checked(table: Path, receipts: Path, *, parts: int, plan: str) -> list[Rece
         found.append(receipt)
     if faults:
         raise Conflict(
-            f"{table.name}: {len(faults)} of {parts} parts are damaged and set aside, run them again: "
+            f"{name}: {len(faults)} of {parts} parts are damaged and set aside, run them again: "
             + "; ".join(faults[:5])
         )
     return found
@@ -184,7 +191,7 @@ def commit_parts(table: Path, schema: pa.Schema, *, receipts: Path, parts: int, 
             version, rows = int(dataset.version), int(dataset.count_rows())
             if plan in {_plan(transaction) for transaction in dataset.get_transactions()} - {""}:
                 return _end(table, dataset, receipts, rows=rows, plan=plan)
-        documents = _checked(table, receipts, parts=parts, plan=plan)
+        documents = checked(table, receipts, name=table.name, parts=parts, plan=plan)
         for document in documents:
             if document["first_row"] != rows:
                 raise Conflict(
