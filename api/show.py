@@ -121,6 +121,7 @@ def fit(report: FitReport) -> str:
 
 def _progress(e: Progress) -> str:
     what = f"embedding  {e.encoder}" if e.encoder else "cutouts    ingest"
+    what = f"output     {e.output}" if e.output else what
     said = f"\n{what}: {e.done} of {e.parts} parts, {e.rows_done} of {e.rows} sources"
     if e.rate is not None and e.seconds_left is not None:
         said += f", {e.rate:.0f} a second, {timedelta(seconds=round(e.seconds_left))} left"
@@ -142,7 +143,7 @@ def status(found: Status) -> str:
             for e in found.encoders
         ]
         lines += ["", table(("encoder", "revision", "embedded", "recall", "fits"), rows, left=2)]
-    lines += [_progress(e) for e in [found.ingest, *found.embedding] if e is not None]
+    lines += [_progress(e) for e in [found.ingest, *found.embedding, *found.outputs] if e is not None]
     lines += ["", *[f"missing: {line}" for line in found.missing]] if found.missing else []
     return "\n".join(lines)
 
