@@ -110,16 +110,22 @@ def write(layout: Layout, plan: Plan) -> None:
     write_json(folder(Path(plan.path)) / PLAN_FILE, document)
     with suppress(OSError):
         write_json(_note(layout, plan), {"path": plan.path})
+        for note in layout.work("outputs").glob("*.json"):
+            if _noted(note) is None:  # somebody has removed the folder
+                note.unlink(missing_ok=True)
 
 
 def open_plans(layout: Layout) -> list[Plan]:
     """The plans of which the shelf has a note and that can be read."""
-    found = []
-    for note in sorted(layout.work("outputs").glob("*.json")):
-        with suppress(OSError, BadInput, KeyError, TypeError):
-            plan = read(folder(Path(read_json(note)["path"])))
-            found += [plan] if plan.id == note.stem else []
-    return found
+    return [plan for note in sorted(layout.work("outputs").glob("*.json")) if (plan := _noted(note)) is not None]
+
+
+def _noted(note: Path) -> Plan | None:
+    """The plan that a note speaks of, None where it is gone."""
+    with suppress(OSError, BadInput, KeyError, TypeError):
+        plan = read(folder(Path(read_json(note)["path"])))
+        return plan if plan.id == note.stem else None
+    return None
 
 
 def read(home: Path) -> Plan:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -99,6 +100,17 @@ def test_the_same_part_twice_at_once_is_in_the_file_once(
 def test_processes_give_the_file_of_one(tiny_shelf: Path, path: Path, whole: pa.Table) -> None:
     outputs.write(tiny_shelf, path, ASKED, processes=2)
     same(path, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["knn", "lightgbm"])
+def test_processes_give_the_redshifts_of_one(tiny_shelf: Path, tmp_path: Path, estimator: str) -> None:
+    asked = Asked("redshift", encoder="photometry", estimator=estimator, part_rows=64)
+    outputs.write(tiny_shelf, tmp_path / "one.hdf5", asked)
+    outputs.write(tiny_shelf, tmp_path / "two.hdf5", asked, processes=2)
+    with h5py.File(tmp_path / "one.hdf5") as one, h5py.File(tmp_path / "two.hdf5") as two:
+        for name in ("data/pdfs", *(f"ancil/{column}" for column in one["ancil"])):
+            np.testing.assert_array_equal(one[name][:], two[name][:], err_msg=name)
 
 
 @pytest.mark.ray
@@ -306,6 +318,36 @@ def test_a_plan_that_was_altered_is_refused(tiny_shelf: Path, path: Path, plan: 
     write_json(folder(path) / "plan.json", {**document, "k": 6})
     with pytest.raises(BadInput, match="was altered: its content gives id"):
         outputs.do(tiny_shelf, path, "neighbours", part=0)
+
+
+def test_a_plan_whose_folder_was_removed_is_told_no_more(tiny_shelf: Path, path: Path, plan: Plan) -> None:
+    assert plan in parts_of_plan.open_plans(outputs.Layout(tiny_shelf))
+    shutil.rmtree(folder(path))
+    assert plan not in parts_of_plan.open_plans(outputs.Layout(tiny_shelf))
+    other = outputs.make_plan(tiny_shelf, path.with_name("other.parquet"), ASKED)
+    notes = {note.stem for note in (tiny_shelf / "work" / "outputs").iterdir()}
+    assert other.id in notes and plan.id not in notes
+
+
+def test_a_shelf_that_may_only_be_read_is_enough(
+    tiny_shelf: Path, path: Path, whole: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = parts_of_plan.write_json
+
+    def refusing(file: Path, document: object) -> None:
+        if file.is_relative_to(tiny_shelf):
+            raise PermissionError(13, "Read-only file system", str(file))
+        real(file, document)
+
+    monkeypatch.setattr(parts_of_plan, "write_json", refusing)
+    outputs.write(tiny_shelf, path, ASKED)
+    same(path, whole)
+
+
+def test_a_shelf_without_redshifts_says_so(bare_shelf: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no redshift estimator is published here; run `redshelf fit`"):
+        outputs.write(bare_shelf, tmp_path / "z.fits", Asked("redshift"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_step_without_a_plan_says_how_to_make_one(tiny_shelf: Path, path: Path) -> None:
