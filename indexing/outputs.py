@@ -178,7 +178,12 @@ def close(layout: Layout, plan: Plan) -> None:
     for path in (home / PLAN_FILE, _note(layout, plan)):
         with suppress(OSError):
             path.unlink(missing_ok=True)
-    shutil.rmtree(home, ignore_errors=True)
+    sweep(Path(plan.path))
+
+
+def sweep(path: Path) -> None:
+    """Remove what a kill has left of the parts of a file whose plan was removed."""
+    shutil.rmtree(folder(path), ignore_errors=True)
 
 
 def missing(plan: Plan) -> set[int]:

@@ -75,10 +75,12 @@ def _open(root: Path, what: str, encoder: str | None, number: int | None, *, has
     """A generation with the encoders that are needed; with all where the name is unknown, so that the error can say
     which there are."""
     published = generation.read(Layout(root), number)
-    name = encoder or (published.default_encoder if what == "neighbours" else published.default_redshift)
-    known = {found.encoder for found in published.redshifts} if what == "redshift" else set()
-    known |= {found.name for found in published.encoders} if what == "neighbours" else set()
-    needed = name.split("+") if name in known else None
+    name: str | None
+    if what == "neighbours":
+        name, known = encoder or published.default_encoder, [facts.name for facts in published.encoders]
+    else:
+        name, known = encoder or published.default_redshift, [fit.encoder for fit in published.redshifts]
+    needed = name.split("+") if name and name in known else None
     return open_shelf(root, published.number, encoders=needed, hashes=hashes)
 
 
@@ -238,6 +240,7 @@ def _ended(path: Path, what: What) -> OutputReport | None:
         return None
     if not joining.read_facts(path, format):
         raise NotFound(f"no plan is open for {path}: make one with `redshelf {what} -o {path.name} --plan`")
+    outputs.sweep(path)
     return _report(path, format)
 
 

@@ -235,6 +235,17 @@ def test_a_run_that_is_killed_goes_on_from_its_parts(
     same(path, whole)
 
 
+def test_parts_that_outlived_their_plan_go_with_the_next_commit(
+    tiny_shelf: Path, path: Path, plan: Plan, whole: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(parts_of_plan, "sweep", lambda path: None)  # as if a kill came before
+        outputs.write(tiny_shelf, path, ASKED)
+    assert done_parts(receipts(plan)) == set(range(5))
+    assert outputs.commit(tiny_shelf, path, "neighbours").sources == len(whole)
+    same(path, whole)
+
+
 def test_a_second_process_on_the_same_file_is_refused(tiny_shelf: Path, path: Path) -> None:
     from filelock import FileLock
 
