@@ -72,6 +72,13 @@ def _parts(parser: argparse.ArgumentParser, *, rows: str, tasks: str) -> None:
     steps.add_argument("--commit", action="store_true", help="end the plan; with --runner slurm, or send what misses")
 
 
+def _output(parser: argparse.ArgumentParser, *, file: str) -> None:
+    parser.add_argument("-o", dest="path", type=Path, required=True, metavar="FILE", help=f"a new file, {file}")
+    parser.add_argument("--generation", type=int, metavar="N", help="published [the newest]")
+    parser.add_argument("--processes", type=int, metavar="N", help="that do it, on this machine [1]")
+    _parts(parser, rows="65536", tasks="8")
+
+
 def _question(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_argument_group("the question, one of")
     asked.add_argument("--id", dest="source_id", help="a source of the survey")
@@ -192,9 +199,14 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--estimator", metavar="NAME", help="of the redshift [the shelf's default]")
 
     p = add("neighbours", "the nearest of every source, as a Parquet file; resumable")
-    p.add_argument("-k", type=int, default=64, help="how many of each [64]")
-    p.add_argument("-o", dest="path", type=Path, required=True, metavar="FILE", help="a new file")
+    p.add_argument("-k", type=int, help="how many of each [64]")
     p.add_argument("--encoder", help="embedding space [the shelf's default]")
+    _output(p, file=".parquet")
+
+    p = add("redshift", "a photo-z for every source, as Parquet, FITS, or the HDF5 of qp; resumable")
+    p.add_argument("--encoder", metavar="NAME[+photometry]", help="a fit [the shelf's default]")
+    p.add_argument("--estimator", metavar="NAME", help="of the fit [its default]")
+    _output(p, file=".parquet, .fits, or .hdf5 with the densities")
 
     p = add("export", "sources and labels as a HATS folder, which LSDB opens and `ingest` reads")
     p.add_argument("-o", dest="folder", type=Path, required=True, metavar="DIR", help="a new folder")
@@ -215,6 +227,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 MAKES = {"weights", "input_px", "pca", "with_photometry", "space", "sha256", "random_seed", "part_rows"}
+TABLE = {"encoder", "generation", "part_rows"}
 TAKES = {  # what a step or a runner uses of its command's options; another one would be silently ignored
     "embed": {
         "--part": {"batch_size", "device"},
@@ -242,6 +255,18 @@ TAKES = {  # what a step or a runner uses of its command's options; another one 
         "--runner local": {"memory", "recall", "part_rows", "processes"},
         "--runner ray": {"memory", "recall", "part_rows", "runner"},
         "--runner slurm": {"memory", "recall", "part_rows", "task_parts", "slurm", "runner"},
+    },
+    **{
+        command: {
+            "--part": set(),
+            "--task": set(),
+            "--commit": {"runner"},
+            "--plan": TABLE | {own, "task_parts"},
+            "--runner local": TABLE | {own, "processes"},
+            "--runner ray": TABLE | {own, "runner"},
+            "--runner slurm": TABLE | {own, "task_parts", "slurm", "runner"},
+        }
+        for command, own in (("neighbours", "k"), ("redshift", "estimator"))
     },
 }
 

@@ -14,6 +14,7 @@ from redshelf.models.errors import RedshelfError
 if TYPE_CHECKING:
     from redshelf.api.ask import Question
     from redshelf.models.training import Report
+    from redshelf.service.outputs import OutputReport, What
     from redshelf.service.settings import Settings
     from redshelf.service.training import Run
 
@@ -296,11 +297,44 @@ def search(arguments: Namespace) -> int:
     return 0
 
 
-def neighbours(arguments: Namespace) -> int:
-    from redshelf.service.neighbours import write_neighbours
+def _output(arguments: Namespace, what: What, **of_its_own: Any) -> int:
+    from redshelf.service import outputs
 
-    how = {"k": arguments.k, "encoder": arguments.encoder, "progress": _progress()}
-    return _report(write_neighbours(_shelf(arguments), arguments.path, **how), arguments)
+    shelf, path, on_slurm = _shelf(arguments), arguments.path, arguments.runner == "slurm"
+    if arguments.part is not None or arguments.task is not None:
+        return _report(outputs.do(shelf, path, what, part=arguments.part, task=arguments.task), arguments)
+    if arguments.commit:
+        ended = outputs.commit_or_resubmit(shelf, path, what) if on_slurm else outputs.commit(shelf, path, what)
+        return _written(ended, arguments)
+    asked = outputs.Asked(
+        what,
+        encoder=arguments.encoder,
+        generation=arguments.generation,
+        part_rows=arguments.part_rows,
+        task_parts=arguments.task_parts,
+        **of_its_own,
+    )
+    if arguments.plan:
+        plan = outputs.make_plan(shelf, path, asked)
+        return _report({"plan": plan.id, "parts": plan.parts, "tasks": plan.tasks}, arguments)
+    if on_slurm:
+        return _report(outputs.submit(shelf, path, asked, settings=arguments.slurm), arguments)
+    processes = 1 if arguments.processes is None else arguments.processes
+    how: dict[str, Any] = {"processes": processes, "runner": arguments.runner, "progress": _progress()}
+    return _written(outputs.write(shelf, path, asked, **how), arguments)
+
+
+def _written(found: OutputReport | dict[str, Any], arguments: Namespace) -> int:
+    told = found if isinstance(found, dict) else {"path": found.path, "sources": found.sources, **found.facts}
+    return _report(told, arguments)
+
+
+def neighbours(arguments: Namespace) -> int:
+    return _output(arguments, "neighbours", k=arguments.k)
+
+
+def redshift(arguments: Namespace) -> int:
+    return _output(arguments, "redshift", estimator=arguments.estimator)
 
 
 def export(arguments: Namespace) -> int:
@@ -351,7 +385,7 @@ def demo(arguments: Namespace) -> int:
 RUN: dict[str, Callable[[Namespace], int]] = {
     function.__name__: function
     for function in (
-        simulate, ingest, delete, pretrain, train, embed, index, fit, publish, serve, search, neighbours, export, check,
-        status, demo,
+        simulate, ingest, delete, pretrain, train, embed, index, fit, publish, serve, search, neighbours, redshift,
+        export, check, status, demo,
     )
 }  # fmt: skip

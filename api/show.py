@@ -120,7 +120,8 @@ def fit(report: FitReport) -> str:
 
 
 def _progress(what: str, e: Progress) -> str:
-    said = f"\n{what:<10} {e.encoder or 'ingest'}: {e.done} of {e.parts} parts, {e.rows_done} of {e.rows} sources"
+    of = e.output or e.encoder or "ingest"
+    said = f"\n{what:<10} {of}: {e.done} of {e.parts} parts, {e.rows_done} of {e.rows} sources"
     if e.rate is not None and e.seconds_left is not None:
         said += f", {e.rate:.0f} a second, {timedelta(seconds=round(e.seconds_left))} left"
     return said + (f"; SLURM jobs {', '.join(e.jobs)}" if e.jobs else "")
@@ -141,8 +142,9 @@ def status(found: Status) -> str:
             for e in found.encoders
         ]
         lines += ["", table(("encoder", "revision", "embedded", "recall", "fits"), rows, left=2)]
-    lines += [_progress("cutouts", found.ingest)] if found.ingest is not None else []
-    lines += [_progress("embedding", e) for e in found.embedding] + [_progress("index", e) for e in found.indexing]
+    plans = {"embedding": found.embedding, "index": found.indexing, "output": found.outputs}
+    plans = {"cutouts": [found.ingest] if found.ingest is not None else [], **plans}
+    lines += [_progress(what, plan) for what, some in plans.items() for plan in some]
     lines += ["", *[f"missing: {line}" for line in found.missing]] if found.missing else []
     return "\n".join(lines)
 

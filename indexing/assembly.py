@@ -219,7 +219,7 @@ def add_parts(
             lists.write(path, index)
         files = manifest(building.work, [path] if path.is_file() else [])
         told = {"rows": past - first, "write_seconds": time.perf_counter() - started}
-        write_receipt(building.work, part, plan=plan.id, files=files, facts=told)
+        write_receipt(building.work, {"part": part, "plan": plan.id, "files": files, **told})
         progress(past - first)
 
 
@@ -259,7 +259,7 @@ def finish(building: Building, batches: Batches) -> None:
     """
     plan, folder = building.plan, building.folder
     facts = prepare(building, batches)
-    checked(building.work, building.work, parts=plan.parts, plan=plan.id)
+    checked(building.work, building.work, name="index", parts=plan.parts, plan=plan.id)
     files, vectors = [folder / ann.VECTORS, folder / ann.KNOWN], facts["vectors"]
     exact = {"k": ann.RECALL_K, "queries": min(ann.RECALL_QUERIES, vectors), "value": 1.0}
     told: dict[str, Any] = {"kind": "flat", "exact": True, "recall": exact}

@@ -63,11 +63,10 @@ def read_receipt(receipts: Path, part: int) -> Receipt:
     return document
 
 
-def write_receipt(receipts: Path, part: int, *, plan: str, files: dict[str, Any], facts: Mapping[str, Any]) -> None:
-    """Leave the receipt of a part, whose `files` (a manifest) are written; of `facts` status wants `rows` and
-    `write_seconds`."""
-    receipt = {**facts, "part": part, "plan": plan, "files": files, "ended": time.time(), "host": socket.gethostname()}
-    write_json(receipt_path(receipts, part), {**receipt, "seal": _seal(receipt)})
+def write_receipt(receipts: Path, facts: Receipt) -> None:
+    """Leave the receipt of a part that is written: `facts` are its `part`, `plan`, `rows`, `files` and more."""
+    receipt = {**facts, "ended": time.time(), "host": socket.gethostname()}
+    write_json(receipt_path(receipts, facts["part"]), {**receipt, "seal": _seal(receipt)})
 
 
 def write_part(
@@ -119,9 +118,17 @@ def write_part(
         for path in written:
             path.unlink(missing_ok=True)
         raise Conflict(f"{table.name} part {part}: plan {plan} was committed or removed while it was written")
-    told = {"first_row": first_row, "fragments": [f.to_json() for f in fragments], **facts}
-    told |= {"rows": next_row - first_row, "write_seconds": time.perf_counter() - started}
-    write_receipt(receipts, part, plan=plan, files=manifest(table, written), facts=told)
+    receipt = {
+        **facts,
+        "part": part,
+        "plan": plan,
+        "first_row": first_row,
+        "rows": next_row - first_row,
+        "fragments": [f.to_json() for f in fragments],
+        "files": manifest(table, written),
+        "write_seconds": time.perf_counter() - started,
+    }
+    write_receipt(receipts, receipt)
     return next_row - first_row
 
 
@@ -136,17 +143,20 @@ def plan_of(dataset: Any) -> str:
     return _plan(dataset.read_transaction(dataset.version))
 
 
-def checked(folder: Path, receipts: Path, *, parts: int, plan: str) -> list[Receipt]:
-    """The receipts in order, of files in `folder`. Damaged ones, and those whose files are, are set aside, so that a
-    next run does these parts again; `Conflict` naming them, and those that are missing."""
+def checked(home: Path, receipts: Path, *, name: str, parts: int, plan: str) -> list[Receipt]:
+    """The receipts in order; their files lie in `home`, and belong to what errors call `name`.
+
+    Damaged ones, and those whose files are, are set aside, so that a next run does these parts again; `Conflict`
+    naming them, and those that are missing.
+    """
     missing = set(range(parts)) - done_parts(receipts)
     if missing:
-        raise Conflict(f"{folder.name}: {len(missing)} of {parts} parts have no receipt: {ranges(missing)}")
+        raise Conflict(f"{name}: {len(missing)} of {parts} parts have no receipt: {ranges(missing)}")
     found, faults = [], []
     for part in range(parts):
         try:
             receipt = read_receipt(receipts, part)
-            wrong = verify(folder, receipt["files"], hashes=True)
+            wrong = verify(home, receipt["files"], hashes=True)
             if receipt["plan"] != plan:
                 wrong.append(f"the receipt is of plan {receipt['plan']!r}, not {plan!r}")
         except BadInput as error:
@@ -157,7 +167,7 @@ def checked(folder: Path, receipts: Path, *, parts: int, plan: str) -> list[Rece
         found.append(receipt)
     if faults:
         raise Conflict(
-            f"{folder.name}: {len(faults)} of {parts} parts are damaged and set aside, run them again: "
+            f"{name}: {len(faults)} of {parts} parts are damaged and set aside, run them again: "
             + "; ".join(faults[:5])
         )
     return found
@@ -181,7 +191,7 @@ def commit_parts(table: Path, schema: pa.Schema, *, receipts: Path, parts: int, 
             version, rows = int(dataset.version), int(dataset.count_rows())
             if plan in {_plan(transaction) for transaction in dataset.get_transactions()} - {""}:
                 return _end(table, dataset, receipts, rows=rows, plan=plan)
-        documents = checked(table, receipts, parts=parts, plan=plan)
+        documents = checked(table, receipts, name=table.name, parts=parts, plan=plan)
         for document in documents:
             if document["first_row"] != rows:
                 raise Conflict(

@@ -9,12 +9,14 @@ import numpy.typing as npt
 
 from redshelf.indexing.columns import CLASSES
 from redshelf.indexing.store import FLAG_MASKED
+from redshelf.models import support
 from redshelf.models.errors import BadInput, NotFound, nearest
 from redshelf.service import answers
 from redshelf.service.answers import PdfAnswer, RedshiftAnswer, Support
 from redshelf.service.shelf import OpenRedshift, OpenShelf
 
 if TYPE_CHECKING:
+    from redshelf.models.pdf import Pdf
     from redshelf.models.redshift import Prediction
 
 MAX_IDS = 1000
@@ -23,6 +25,11 @@ STAR_REASON = "classified as a star: a galaxy's redshift does not apply"
 UNSEEN_REASON = "no band of it was observed by an encoder that this estimator needs"
 MASKED_REASON = "masked in the catalogue: its photometry is not to be trusted"
 AGN_REASON = "classified as an AGN: the labels are galaxies"
+REFUSALS = (STAR_REASON, MASKED_REASON, UNSEEN_REASON)  # a source has no redshift; with any other it has one
+REASONS = (*REFUSALS, AGN_REASON, *support.REASONS)
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 
 def estimate(fit: OpenRedshift, rows: npt.NDArray[np.int64], *, estimator: str) -> Prediction:
@@ -33,7 +40,8 @@ def estimate(fit: OpenRedshift, rows: npt.NDArray[np.int64], *, estimator: str) 
     return fit.model.predict(fit.features(rows), estimator=estimator, exclude=own)
 
 
-def _chosen(shelf: OpenShelf, encoder: str | None, estimator: str | None) -> tuple[OpenRedshift, str]:
+def choose(shelf: OpenShelf, encoder: str | None, estimator: str | None) -> tuple[OpenRedshift, str]:
+    """A published fit and one of its estimators, by default the default ones; `NotFound` naming those there are."""
     fit = shelf.redshift(encoder)
     is_default = fit.published.encoder == shelf.generation.default_redshift
     name = estimator or (shelf.generation.default_estimator if is_default else None) or fit.model.default_estimator
@@ -43,6 +51,35 @@ def _chosen(shelf: OpenShelf, encoder: str | None, estimator: str | None) -> tup
     return fit, name
 
 
+def judge(shelf: OpenShelf, fit: OpenRedshift, rows: npt.NDArray[np.int64]) -> Bools:
+    """Which of the first four `REASONS`, those that the catalogue gives, hold for each of `rows`, (N, 4)."""
+    classes, flags = shelf.columns["object_class"][rows], shelf.columns["flags"][rows]
+    star, masked = np.isin(classes, NO_REDSHIFT_CLASSES), (flags & FLAG_MASKED) != 0
+    return np.column_stack([star, masked, ~fit.known(rows), classes == CLASSES.index("agn")])
+
+
+def is_refused(flags: Bools) -> Bools:
+    """Which sources have no redshift, (N,), by their flags of the first `REASONS`, (N, 3 or more)."""
+    return np.asarray(flags[:, : len(REFUSALS)].any(axis=1))
+
+
+def numbers(density: Pdf) -> dict[str, Floats]:
+    """What is said of each density in numbers, (N,) each: median, mode and the ends of 68% and 95%."""
+    quantiles = {"z_q16": 0.16, "z_q84": 0.84, "z_q025": 0.025, "z_q975": 0.975}
+    found = {"z_median": density.median(), "z_mode": density.mode()}
+    return found | {name: density.quantile(q) for name, q in quantiles.items()}
+
+
+def calibration(fit: OpenRedshift, estimator: str) -> answers.Calibration:
+    """How far the densities of an estimator can be trusted, from labels that were held out."""
+    validation = fit.model.report["validation"][estimator]
+    return answers.Calibration(
+        method="out-of-fold residuals" if estimator == "lightgbm" else "leave-one-out smoothing",
+        pit_ks=validation["pit_ks_weighted"],
+        effective_sample_size=validation["weighted"]["ess"],
+    )
+
+
 def _answers(
     shelf: OpenShelf,
     fit: OpenRedshift,
@@ -50,29 +87,25 @@ def _answers(
     prediction: Prediction,
     *,
     source_ids: list[str | None],
-    refusals: list[list[str]],
-    warnings: list[list[str]],
+    judged: Bools,
     pdf: bool,
     bands_missing: tuple[str, ...],
 ) -> list[RedshiftAnswer]:
-    density = prediction.pdf
-    median, mode = density.median(), density.mode()
-    low, q16, q84, high = (density.quantile(q) for q in (0.025, 0.16, 0.84, 0.975))
-    shift, validation = fit.model.shift, fit.model.report["validation"][estimator]
+    density, z = prediction.pdf, numbers(prediction.pdf)
+    flags = np.column_stack([judged, prediction.support.flags])
+    refused = is_refused(flags)
+    shift, trust = fit.model.shift, calibration(fit, estimator)
     found = []
     for i, source_id in enumerate(source_ids):
-        refused = bool(refusals[i])
-        reasons = refusals[i] + warnings[i] + prediction.support.reasons(i)
+        reasons = [text for text, flag in zip(REASONS, flags[i], strict=True) if flag]
+        points = {name: None if refused[i] else float(z[name][i]) for name in ("z_median", "z_mode", "z_q16", "z_q84")}
         found.append(
             RedshiftAnswer(
                 source_id=source_id,
-                z_median=None if refused else float(median[i]),
-                z_mode=None if refused else float(mode[i]),
-                z_q16=None if refused else float(q16[i]),
-                z_q84=None if refused else float(q84[i]),
-                interval_95=None if refused else (float(low[i]), float(high[i])),
+                **points,
+                interval_95=None if refused[i] else (float(z["z_q025"][i]), float(z["z_q975"][i])),
                 pdf=PdfAnswer(z=density.edges.tolist(), density=density.density[i].tolist())
-                if pdf and not refused
+                if pdf and not refused[i]
                 else None,
                 support=Support(
                     in_support=not reasons,
@@ -82,11 +115,7 @@ def _answers(
                     beyond_labels=float(prediction.support.beyond_labels[i]),
                 ),
                 shift=answers.Shift(method=shift.method, effective_sample_size=shift.effective_sample_size),
-                calibration=answers.Calibration(
-                    method="out-of-fold residuals" if estimator == "lightgbm" else "leave-one-out smoothing",
-                    pit_ks=validation["pit_ks_weighted"],
-                    effective_sample_size=validation["weighted"]["ess"],
-                ),
+                calibration=trust,
                 n_neighbours=fit.model.knn.k,
                 encoder=fit.published.encoder,
                 revision=fit.revision,
@@ -109,14 +138,8 @@ def redshifts(
     """Redshifts of at most 1000 sources, in the order asked. Stars and masked sources get none, and the reason."""
     if not 1 <= len(source_ids) <= MAX_IDS:
         raise BadInput(f"{len(source_ids)} ids: expected 1 to {MAX_IDS}")
-    fit, name = _chosen(shelf, encoder, estimator)
+    fit, name = choose(shelf, encoder, estimator)
     rows = np.array([shelf.row(source_id) for source_id in source_ids], dtype=np.int64)
-    classes, flags = shelf.columns["object_class"][rows], shelf.columns["flags"][rows]
-    refusals = [
-        [STAR_REASON] * (c in NO_REDSHIFT_CLASSES) + [MASKED_REASON] * bool(f & FLAG_MASKED) + [UNSEEN_REASON] * (not k)
-        for c, f, k in zip(classes, flags, fit.known(rows), strict=True)
-    ]
-    warnings = [[AGN_REASON] * (CLASSES[c] == "agn") for c in classes]
     prediction = estimate(fit, rows, estimator=name)
     return _answers(
         shelf,
@@ -124,8 +147,7 @@ def redshifts(
         name,
         prediction,
         source_ids=list(source_ids),
-        refusals=refusals,
-        warnings=warnings,
+        judged=judge(shelf, fit, rows),
         pdf=pdf,
         bands_missing=(),
     )
@@ -141,7 +163,7 @@ def redshift_of_vector(
     bands_missing: tuple[str, ...] = (),
 ) -> RedshiftAnswer:
     """Redshift of a vector (dim,) of one encoder's space, such as that of an uploaded cutout."""
-    fit, name = _chosen(shelf, encoder, estimator)
+    fit, name = choose(shelf, encoder, estimator)
     features = np.asarray(vector, dtype=np.float32)[None]
     if len(fit.parts) > 1 or features.shape[1] != fit.parts[0].index.dim:
         raise BadInput(f"a vector of {features.shape[1]} numbers does not fit estimator {fit.published.encoder!r}")
@@ -152,8 +174,7 @@ def redshift_of_vector(
         name,
         prediction,
         source_ids=[None],
-        refusals=[[]],
-        warnings=[[]],
+        judged=np.zeros((1, len(REASONS) - len(support.REASONS)), dtype=bool),
         pdf=pdf,
         bands_missing=bands_missing,
     )[0]

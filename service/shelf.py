@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -211,23 +211,44 @@ def open_redshift(layout: Layout, fit: PublishedEstimators, encoders: Mapping[st
     return OpenRedshift(fit, tuple(encoders[name] for name in fit.encoder.split("+")), model, label_rows)
 
 
-def open_shelf(root: Path, number: int | None = None) -> OpenShelf:
-    """Open a generation, the newest by default.
+def _needed(published: Generation, encoders: Collection[str]) -> Generation:
+    """The generation as if it had but these encoders, and the fits that need no other."""
+    kept = [facts for facts in published.encoders if facts.name in encoders]
+    fits = [fit for fit in published.redshifts if set(fit.encoder.split("+")) <= set(encoders)]
+    left_out = [
+        *(
+            f"{kind}/{e.name}.{e.revision}/"
+            for e in published.encoders
+            if e not in kept
+            for kind in ("index", "models")
+        ),
+        *(f"redshift/{fit.folder}/" for fit in published.redshifts if fit not in fits),
+    ]
+    files = {name: facts for name, facts in published.files.items() if not name.startswith(tuple(left_out))}
+    return published.model_copy(update={"encoders": kept, "redshifts": fits, "files": files})
+
+
+def open_shelf(
+    root: Path, number: int | None = None, *, encoders: Collection[str] | None = None, hashes: bool = True
+) -> OpenShelf:
+    """Open a generation, the newest by default; with `encoders` these alone, and the fits on them.
 
     Models, indexes and columns are compared with the generation by sha256, Lance files by size; any difference is
-    `Conflict`, and nothing is served from it.
+    `Conflict`, and nothing is served from it. Without `hashes` only sizes are compared.
     """
     layout = Layout(root)
     info = layout.read_info()
     published = generation.read(layout, number)
+    if encoders is not None:
+        published = _needed(published, encoders)
     lance = {name: facts.model_dump() for name, facts in published.files.items() if ".lance/" in name}
     hashed = {name: facts.model_dump() for name, facts in published.files.items() if ".lance/" not in name}
-    faults = verify(root, lance, hashes=False) + verify(root, hashed, hashes=True)
+    faults = verify(root, lance, hashes=False) + verify(root, hashed, hashes=hashes)
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise Conflict(f"generation {published.number} of {root} is damaged: {faults[0]}{more}")
     opened = columns.open_columns(layout.columns(published.number))
     told: dict[str, Any] = {"rows": published.tables["sources"].rows, "deleted": opened["deleted"]}
-    encoders = {facts.name: open_encoder(layout, facts, **told) for facts in published.encoders}
-    redshifts = {fit.encoder: open_redshift(layout, fit, encoders) for fit in published.redshifts}
-    return OpenShelf(layout, info, published, opened, encoders, redshifts)
+    open_encoders = {facts.name: open_encoder(layout, facts, **told) for facts in published.encoders}
+    redshifts = {fit.encoder: open_redshift(layout, fit, open_encoders) for fit in published.redshifts}
+    return OpenShelf(layout, info, published, opened, open_encoders, redshifts)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redshelf.indexing import ann, assembly, cutting, generation, partition, slurm, store
+from redshelf.indexing import ann, assembly, cutting, generation, outputs, partition, slurm, store
 from redshelf.indexing.files import read_json
 from redshelf.indexing.jobs import Job
 from redshelf.indexing.layout import Layout
@@ -33,7 +33,7 @@ class EncoderStatus:
 class Progress:
     """How far an open plan is. `rate`: rows a second over all that worked so far, `seconds_left` at that rate; None
     before the first receipt. `jobs` of SLURM, newest submission last. `encoder` and `revision` are empty for the
-    cutouts of an ingest."""
+    cutouts of an ingest, `output` is the file that a plan of neighbours or redshifts is for."""
 
     encoder: str
     revision: str
@@ -45,6 +45,7 @@ class Progress:
     rate: float | None
     seconds_left: float | None
     jobs: list[str]
+    output: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Status:
     ingest: Progress | None
     embedding: list[Progress]
     indexing: list[Progress]
+    outputs: list[Progress]
     missing: list[str]  # each with the command that makes it
 
 
@@ -131,14 +133,14 @@ def _working_seconds(receipts: list[dict[str, Any]]) -> float:
     return total
 
 
-def _progress(job: Job, where: Path, *, encoder: str = "", revision: str = "") -> Progress:
+def _progress(job: Job, where: Path, *, encoder: str = "", revision: str = "", output: str = "") -> Progress:
     """An open plan whose receipts are in `where`; a damaged receipt counts as none."""
     receipts = []
     for part in done_parts(where):
         with suppress(BadInput, OSError):
             receipts.append(read_receipt(where, part))
     rows, rows_done = job.split.rows_of(range(job.split.parts)), sum(receipt["rows"] for receipt in receipts)
-    rate = rows_done / max(_working_seconds(receipts), 1e-9) if receipts else None
+    rate = rows_done / max(_working_seconds(receipts), 1e-9) if rows_done else None
     submitted = slurm.read_record(job.home).get("submitted", [])
     return Progress(
         encoder=encoder,
@@ -151,6 +153,7 @@ def _progress(job: Job, where: Path, *, encoder: str = "", revision: str = "") -
         rate=rate,
         seconds_left=None if rate is None else (rows - rows_done) / rate,
         jobs=[entry[kind] for entry in submitted for kind in ("array", "commit") if entry[kind]],
+        output=output,
     )
 
 
@@ -179,6 +182,11 @@ def _indexing(layout: Layout) -> list[Progress]:
             building = assembly.Building(plan, home, layout.index(plan.encoder, plan.revision, plan.rows))
             found.append(_progress(building.job(), building.work, encoder=plan.encoder, revision=plan.revision))
     return found
+
+
+def _output(plan: outputs.Plan) -> Progress:
+    told = {"encoder": plan.encoder, "revision": plan.revision, "output": plan.path}
+    return _progress(outputs.job(plan), outputs.receipts(plan), **told)
 
 
 def progress(layout: Layout) -> tuple[list[Progress], list[str]]:
@@ -216,5 +224,6 @@ def status(root: Path) -> Status:
         ingest=_ingest(layout),
         embedding=plans,
         indexing=_indexing(layout),
+        outputs=[_output(plan) for plan in outputs.open_plans(layout)],
         missing=_missing(layout, encoders, plans, rows, labels, published) + damaged,
     )

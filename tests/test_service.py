@@ -266,6 +266,22 @@ def test_the_same_fit_again_leaves_what_is_published_as_it_is(own_shelf: Path) -
     assert open_shelf(own_shelf).generation.number == 1
 
 
+def test_an_encoder_alone_is_opened_without_the_others(own_shelf: Path) -> None:
+    whole = open_shelf(own_shelf)
+    assert set(whole.encoders) == set(whole.redshifts) == {"photometry", "vit"}
+    file = next(path for path in own_shelf.glob("index/vit.*/*/*") if path.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    for encoders in (None, ["vit"]):
+        with pytest.raises(Conflict, match=r"is damaged: index/vit\."):
+            open_shelf(own_shelf, encoders=encoders)
+    alone = open_shelf(own_shelf, encoders=["photometry"])
+    assert set(alone.encoders) == set(alone.redshifts) == {"photometry"}
+    assert redshifts(alone, ["s0004"], encoder="photometry") == redshifts(whole, ["s0004"], encoder="photometry")
+    assert set(open_shelf(own_shelf, encoders=["vit"], hashes=False).encoders) == {"vit"}, "sizes are as published"
+
+
 def test_a_fit_on_labels_that_have_changed_since_is_not_published(own_shelf: Path) -> None:
     layout = Layout(own_shelf)
     labels = store.open_table(layout.labels).to_table()

@@ -14,19 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import small_survey
 import torture
 from shelves import assert_same_rows, cut_parts
 from tiled_survey import write_survey
 
+from redshelf.api.cli import main
 from redshelf.indexing import partition, slurm, store
 from redshelf.indexing.layout import Layout
+from redshelf.indexing.outputs import find as find_plan
+from redshelf.indexing.outputs import folder
+from redshelf.indexing.outputs import missing as plan_missing
 from redshelf.models.errors import BadInput, Conflict
-from redshelf.service import bulk, index
+from redshelf.service import bulk, index, outputs
 from redshelf.service import ingest as service
 from redshelf.service.embedding import embed
 from redshelf.service.ingest import ingest
+from redshelf.service.outputs import Asked
 
 N = 60
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,6 +168,18 @@ def test_limits_are_checked_before_anything_is_planned(
     with pytest.raises(BadInput, match=says):
         bulk.submit(shelf, encoder="photometry", settings=settings(tmp_path, **given), **sizes)  # type: ignore[arg-type]
     assert not list(shelf.glob("work/embed*/plan.json"))
+
+
+def test_the_limits_of_an_output_are_checked_before_anything_is_planned(
+    bare_shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(tmp_path / "bin", monkeypatch, sbatch="exit 0", scontrol="echo 'MaxArraySize = 4'")
+    where = settings(tmp_path)
+    with pytest.raises(BadInput, match=r"5 tasks: this cluster's arrays have at most 4; .*\(--task-parts 4\)"):
+        outputs.submit(
+            bare_shelf, tmp_path / "n.parquet", Asked("neighbours", part_rows=4, task_parts=3), settings=where
+        )
+    assert {path.name for path in tmp_path.iterdir()} == {"bin", where.name}
 
 
 def test_an_array_larger_than_the_cluster_takes_is_refused(
@@ -426,6 +444,36 @@ def test_an_index_is_made_by_an_array_of_tasks(cluster: None, shelf: Path, tmp_p
     assert (built["kind"], built["rows"]) == ("ivf", N)
     assert "Traceback" not in "".join(path.read_text() for path in shelf.glob("work/logs/*/*.out"))
     found.wait(lambda: not _said("squeue", "--noheader"))
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_neighbours_of_every_source_are_found_by_an_array_of_tasks_and_what_is_killed_is_sent_again(
+    cluster: None, bare_shelf: Path, tmp_path: Path
+) -> None:
+    root, path = tmp_path / "a shelf", tmp_path / "my neighbours.parquet"
+    shutil.copytree(bare_shelf, root)
+    outputs.write(root, tmp_path / "undisturbed.parquet", Asked("neighbours", k=5, part_rows=4))
+    slow = tmp_path / "slow.py"
+    program = SLOW.format(links=str(Path(__file__).parent / "links"), seconds=0.5)
+    slow.write_text(program.replace("embed", "outputs").replace("write_part", "_write_part"))
+    where = settings(tmp_path, command=f"{sys.executable} {slow}")
+    words = ["neighbours", "-k", "5", "-o", str(path), "--part-rows", "4", "--task-parts", "5", "--shelf", str(root)]
+    assert main([*words, "--runner", "slurm", "--slurm", str(where)]) == 0
+    with pytest.raises(Conflict, match="already in the queue as job"):
+        outputs.submit(root, path, Asked("neighbours"), settings=where)
+    plan = find_plan(path, "neighbours")
+    assert plan is not None and (plan.parts, plan.tasks) == (15, 3)
+    (sent,) = slurm.read_record(folder(path))["submitted"]
+    found = Job(root, sent["array"], where, np.empty(0))
+    found.wait(lambda: len(plan_missing(plan)) < 15)
+    subprocess.run(["scancel", "--signal=KILL", "--full", f"{found.array}_0"], check=False)
+    found.wait(path.exists)
+    assert pq.read_table(path).equals(pq.read_table(tmp_path / "undisturbed.parquet"))
+    found.wait(lambda: not _said("squeue", "--noheader"))
+    assert not folder(path).exists()
+    assert "Traceback" not in "".join(log.read_text() for log in root.glob("work/logs/*/*.out"))
 
 
 @pytest.mark.slurm
