@@ -7,8 +7,6 @@ killed goes on from there. An embedding that has only grown keeps its lists, and
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -55,11 +53,6 @@ class IndexPlan(Spans):
             raise BadInput("cannot index an embedding without rows")
         if not 0 < self.recall < 1:
             raise BadInput(f"recall={self.recall}: expected more than 0 and less than 1")
-
-    @property
-    def id(self) -> str:
-        """16 hex digits that no other plan has."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def provenance(self) -> dict[str, Any]:

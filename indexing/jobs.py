@@ -5,10 +5,12 @@ A plan (`partition`, `intake`) says what the parts are; a runner (`runners`, `sl
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +81,11 @@ class Spans(Parts):
         for name, least in (("first_row", 0), ("rows", self.first_row), ("part_rows", 1), ("task_parts", 1)):
             if getattr(self, name) < least:
                 raise BadInput(f"{name}={getattr(self, name)}: expected at least {least}")
+
+    @property
+    def id(self) -> str:
+        """16 hex digits that no other plan has."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def parts(self) -> int:

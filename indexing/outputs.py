@@ -7,9 +7,6 @@ sha256; any process of any machine may do any of them, in any order and twice. `
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import shutil
 import time
 import uuid
@@ -24,7 +21,7 @@ import pyarrow as pa
 
 from redshelf.indexing import joining
 from redshelf.indexing.files import manifest, read_json, write_json, write_with
-from redshelf.indexing.jobs import Job, Parts, Progress
+from redshelf.indexing.jobs import Job, Progress, Spans
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.parts import checked, done_parts, write_receipt
 from redshelf.models.errors import BadInput, Conflict, Interrupted, NotFound
@@ -34,8 +31,8 @@ LINES_AT_ONCE = 16_384  # of a part: what is held in memory while it is made, an
 PLAN_FILE = "plan.json"
 
 
-@dataclass(frozen=True)
-class Plan(Parts):
+@dataclass(frozen=True, kw_only=True)
+class Plan(Spans):
     """plan.json: lines 0 to `rows` of the file `path`, of one generation, whose file has this sha256.
 
     `what` is the command that makes it; `k` is of neighbours alone, `estimator` of redshifts. Parts count from 0; a
@@ -51,31 +48,10 @@ class Plan(Parts):
     revision: str
     k: int | None
     estimator: str | None
-    rows: int
-    part_rows: int
-    task_parts: int
-
-    def __post_init__(self) -> None:
-        for name, least in (("rows", 0), ("part_rows", 1), ("task_parts", 1)):
-            if getattr(self, name) < least:
-                raise BadInput(f"{name}={getattr(self, name)}: expected at least {least}")
-
-    @property
-    def id(self) -> str:
-        """16 hex digits that no other plan has."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def parts(self) -> int:
-        return max(1, math.ceil(self.rows / self.part_rows))
-
-    def span(self, part: int) -> tuple[int, int]:
-        """The first line of a part, and past its last; `BadInput` for a part that the plan has not."""
-        self.check_part(part)
-        return part * self.part_rows, min((part + 1) * self.part_rows, self.rows)
-
-    def rows_of(self, parts: Iterable[int]) -> int:
-        return sum(past - first for first, past in map(self.span, parts))
+        return max(1, super().parts)
 
 
 @dataclass(frozen=True)

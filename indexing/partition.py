@@ -6,8 +6,6 @@ there, and refuses it on another shelf, on other inputs, or with other weights.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -45,11 +43,6 @@ class Plan(Spans):
     dim: int
     fingerprint: str
     inputs: dict[str, str]
-
-    @property
-    def id(self) -> str:
-        """16 hex digits that no other plan has."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def folder(layout: Layout, encoder: str, revision: str) -> Path:
