@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ISOLATED = "isolated.npz"
 NEIGHBOUR = 10
 KEPT = 2000
-SHORTLIST = 20_000  # rows far from their centres, of which the neighbours are asked for
+SHORTLIST, ONE_OF = 20_000, 400  # rows far from their centres, whose neighbours are asked for; of many one in so many
 CLOSER = 10  # times as many candidates for those that are likely to be kept, an approximate index being what it is
 MOST_NUMBERS = 2**37  # that are compared in some five seconds, with all rows: those of an exact index, or the first
 LEAST = 100  # of the shortlist, unless that would be fewer rows than these
@@ -110,8 +110,9 @@ def find(index: Index) -> Isolated:
     if known <= NEIGHBOUR:
         return NONE
     affordable = MOST_NUMBERS // (known * index.dim)
-    wanted = affordable if index.exact else SHORTLIST
-    rows = np.flatnonzero(index.known) if known <= wanted else _far_from_centres(index, min(wanted, SHORTLIST))
+    most = max(SHORTLIST, known // ONE_OF)
+    wanted = affordable if index.exact else most
+    rows = np.flatnonzero(index.known) if known <= wanted else _far_from_centres(index, min(wanted, most))
     distance = _tenth(index, rows, NEIGHBOUR)
     if not index.exact:  # what was missed makes a distance too large: ask again where it matters
         likely = np.argsort(-distance, kind="stable")[: 2 * KEPT]

@@ -71,6 +71,10 @@ def test_every_command_of_the_parser_can_be_run() -> None:
         ["search", "--id", "a", "--ra", "1", "--dec", "2"],
         ["search"],
         ["search", "--ra", "1"],
+        ["search", "--id", "a", "--like", "b"],
+        ["search", "--id", "a", "--unlike", "b"],
+        ["search", "--like", "a", "--estimator", "knn"],
+        ["search", "--text", "a", "--like", "b"],
         ["embed"],
         ["search", "--id", "a", "-k", "ten"],
         ["search", "--id", "a", "--json", "--estimator", "knn"],
@@ -159,6 +163,19 @@ def test_position_and_cutout_ask_the_same_of_disk_and_server(
         assert (answers[0]["neighbours"][0]["distance"] < 0.01) == ("--cutout" in question and "--ebv" not in question)
     assert main(["search", "--cutout", str(cutout), "--ebv", "11", "--shelf", str(tiny_shelf)]) == 1
     assert "ebv=11.0: expected 0 to 10 mag" in capsys.readouterr().err
+
+
+def test_examples_and_text_ask_the_same_of_disk_and_server(
+    tiny_shelf: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = []
+    for where in (["--shelf", str(tiny_shelf)], ["--url", url]):
+        words = ["--like", "s0001", "--like", "s0002", "--unlike", "s0003", "--encoder", "photometry", "-k", "4"]
+        assert main(["search", *words, *where, "--json"]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+        assert main(["search", "--text", "a red galaxy", *where]) == 1
+        assert "no encoder here has texts in its space" in capsys.readouterr().err
+    assert answers[0] == answers[1] and len(answers[0]["neighbours"]) == 4 and answers[0]["encoder"] == "photometry"
 
 
 def test_search_for_people_is_a_table_and_a_redshift(tiny_shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
