@@ -201,6 +201,7 @@ def add_parts(
     facts = prepare(building, batches)
     vectors = flat.open_flat(building.folder / ann.VECTORS, rows=plan.rows, dim=plan.dim)
     known = np.load(building.folder / ann.KNOWN, mmap_mode="r")
+    graph = ivf.graph_of(faiss.read_index(str(building.trained))) if facts["kind"] == "ivf" and todo else None
     for done, part in enumerate(todo):
         if by := list(stop):
             raise Interrupted(f"index stopped by {by[0]} before part {part}: {len(todo) - done} are left")
@@ -208,7 +209,7 @@ def add_parts(
         path = building.work / f"part-{part:06d}.lists"
         if facts["kind"] == "ivf":
             index = faiss.read_index(str(building.trained))
-            ivf.add(index, ivf.blocks(vectors, known, start=max(first, facts["before"]), past=past))
+            ivf.add(index, ivf.blocks(vectors, known, start=max(first, facts["before"]), past=past), graph=graph)
             lists.write(path, index)
         files = manifest(building.work, [path] if path.is_file() else [])
         told = {"rows": past - first, "write_seconds": time.perf_counter() - started}

@@ -24,6 +24,7 @@ from redshelf.models.errors import BadInput
 SAMPLE_PER_LIST, ITERATIONS = 40, 6  # of k-means: more finds no more neighbours, and takes longer
 MOST_LISTS = 16_384  # training and adding 40 million vectors then take an hour of two cores
 BLOCK_ROWS = 65_536
+GRAPH_LISTS, GRAPH_LINKS, GRAPH_EFFORT = 8192, 32, (80, 32)  # from how many lists on; of HNSW: to build, to search
 QUERIES = 256  # stored vectors, by which an index is measured
 DEPTHS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)  # neighbours of each, whose lists are looked up
 SHARES = (0.85, 0.5, 0.2)  # of what may be missed, in lists that are not looked into; the rest is for the codes
@@ -90,10 +91,36 @@ def train(flat: Flat, known: npt.NDArray[np.bool_], shape: Shape, *, seed: int =
     return index
 
 
-def add(index: Any, found: Iterable[tuple[Ints, Floats]]) -> None:
-    """Add vectors under the numbers of their rows."""
-    for rows, vectors in found:
-        index.add_with_ids(vectors, rows)
+def graph_of(index: Any) -> Any | None:
+    """A graph of the centres of many lists, by which the list of a vector is found three times as fast as by comparing
+    it with every one (7 in 1,000 vectors get the second nearest); None where there are few. Made by one thread, so that
+    it is always the same."""
+    import faiss
+
+    if index.nlist < GRAPH_LISTS:
+        return None
+    graph, threads = faiss.IndexHNSWFlat(index.d, GRAPH_LINKS), faiss.omp_get_max_threads()
+    graph.hnsw.efConstruction, graph.hnsw.efSearch = GRAPH_EFFORT
+    faiss.omp_set_num_threads(1)
+    try:
+        graph.add(index.quantizer.reconstruct_n(0, index.nlist))
+    finally:
+        faiss.omp_set_num_threads(threads)
+    return graph
+
+
+def add(index: Any, found: Iterable[tuple[Ints, Floats]], *, graph: Any | None = None) -> None:
+    """Add vectors under the numbers of their rows, to the lists that `graph` finds for them."""
+    centres = index.quantizer
+    if graph is not None:
+        index.quantizer = graph
+        graph.this.own(True)  # the assignment has taken it from Python
+    try:
+        for rows, vectors in found:
+            index.add_with_ids(vectors, rows)
+    finally:
+        if graph is not None:
+            index.quantizer = centres
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from test_ivf import DIM, VECTORS, galaxies
 
 from redshelf.api.cli import main
-from redshelf.indexing import ann, assembly, lists
+from redshelf.indexing import ann, assembly, ivf, lists
 from redshelf.indexing.assembly import Building, IndexPlan
 from redshelf.indexing.layout import Layout
 from redshelf.models.errors import BadInput, Conflict, NotFound
@@ -82,6 +82,26 @@ def test_the_size_of_the_parts_changes_no_list(tmp_path: Path, undisturbed: dict
         assembly.finish(building, batches)
         found = contents(building.folder)
         assert all(found[name] == undisturbed[name] for name in (ann.INDEX, ann.LISTS, ann.LIST_OF, ann.VECTORS))
+
+
+def test_many_lists_are_filled_by_a_graph_of_their_centres(
+    tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ivf, "GRAPH_LISTS", 10)
+    monkeypatch.setattr(ivf, "GRAPH_EFFORT", (40, 4))  # so little that some vectors go to another list
+    found = []
+    for name in ("once", "again"):
+        building = begun(tmp_path / name)
+        assembly.add_parts(building, batches, range(5))
+        assembly.finish(building, batches)
+        found.append(contents(building.folder))
+    assert found[0] == found[1]
+    opened, known = ann.open_index(building.folder), np.flatnonzero(VECTORS.any(axis=1))
+    assert opened.lists is not None and (opened.lists.list_of[known] >= 0).all()
+    _, nearest = opened.lists.index.quantizer.search(VECTORS[known].astype(np.float32), 1)
+    assert 0.9 < (opened.lists.list_of[known] == nearest[:, 0]).mean() < 1
+    assert found[0][ann.LISTS] != undisturbed[ann.LISTS] and found[0][ann.INDEX] == undisturbed[ann.INDEX]
+    assert opened.recall >= 0.95 and ann.measure(opened, queries=200) >= 0.94
 
 
 def test_a_missing_part_is_named_and_nothing_is_served(tmp_path: Path) -> None:
