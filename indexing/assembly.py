@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +24,7 @@ from redshelf.indexing.files import manifest, read_json, write_bytes, write_json
 from redshelf.indexing.flat import Flat, Halves
 from redshelf.indexing.jobs import Job, Progress, Spans
 from redshelf.indexing.parts import checked, done_parts, write_receipt
-from redshelf.models.errors import BadInput, Interrupted, NotFound
+from redshelf.models.errors import BadInput, Conflict, Interrupted, NotFound
 
 PART_ROWS, TASK_PARTS = 2**20, 4  # a part of 128 numbers takes a core some minutes
 MEMORY, RECALL = 8 * 2**30, 0.95
@@ -100,7 +100,7 @@ def begin(home: Path, folder: Path, plan: IndexPlan) -> Building:
     building = Building(plan, home, folder)
     if not building.is_open:
         discard(home)
-        write_json(home / PLAN_FILE, {**asdict(plan), "id": plan.id})
+        plan.write(home / PLAN_FILE)
     return building
 
 
@@ -115,15 +115,7 @@ def read(home: Path) -> IndexPlan:
     path = home / PLAN_FILE
     if not path.is_file():
         raise NotFound(f"no index is planned in {home}: plan one with `redshelf index --plan`")
-    document = read_json(path)
-    try:
-        known = document.pop("id")
-        plan = IndexPlan(**document)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise BadInput(f"{path} is no plan of this redshelf: {error}") from error
-    if known != plan.id:
-        raise BadInput(f"{path} was altered: its content gives id {plan.id}, it says {known}")
-    return plan
+    return IndexPlan.read(path)
 
 
 def _earlier(folder: Path, known: ann.Bools) -> tuple[Path, int] | None:
@@ -210,6 +202,8 @@ def add_parts(
         if facts["kind"] == "ivf":
             index = faiss.read_index(str(building.trained))
             ivf.add(index, ivf.blocks(vectors, known, start=max(first, facts["before"]), past=past), graph=graph)
+            if not building.is_open:
+                raise Conflict(f"index part {part}: plan {plan.id} was ended or replaced while it was made")
             lists.write(path, index)
         files = manifest(building.work, [path] if path.is_file() else [])
         told = {"rows": past - first, "write_seconds": time.perf_counter() - started}

@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from redshelf.indexing.files import read_json, write_json
 from redshelf.models.errors import BadInput
 
 Do = Callable[[Sequence[int]], int]  # does these parts, and returns their rows
@@ -99,6 +100,23 @@ class Spans(Parts):
 
     def rows_of(self, parts: Iterable[int]) -> int:
         return sum(past - first for first, past in map(self.span, parts))
+
+    def write(self, path: Path) -> None:
+        """Write the plan as JSON, whole."""
+        write_json(path, {**asdict(self), "id": self.id, "parts": self.parts, "tasks": self.tasks})
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The plan at `path`; `BadInput` where it was altered."""
+        document = read_json(path)
+        try:
+            told = [document.pop(name) for name in ("id", "parts", "tasks")]
+            plan = cls(**document)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise BadInput(f"{path} is no plan of this redshelf: {error}") from error
+        if told != [plan.id, plan.parts, plan.tasks]:
+            raise BadInput(f"{path} was altered: its content gives id {plan.id}, it says {told[0]}")
+        return plan
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -82,8 +82,7 @@ def _note(layout: Layout, plan: Plan) -> Path:
 
 def write(layout: Layout, plan: Plan) -> None:
     """Leave the plan where whoever does its parts finds it, and a note on the shelf, where that can be written to."""
-    document = {**asdict(plan), "id": plan.id, "parts": plan.parts, "tasks": plan.tasks}
-    write_json(folder(Path(plan.path)) / PLAN_FILE, document)
+    plan.write(folder(Path(plan.path)) / PLAN_FILE)
     with suppress(OSError):
         write_json(_note(layout, plan), {"path": plan.path})
         for note in layout.work("outputs").glob("*.json"):
@@ -106,15 +105,7 @@ def _noted(note: Path) -> Plan | None:
 
 def read(home: Path) -> Plan:
     """The plan in `home`; `BadInput` where it was altered."""
-    document = read_json(home / PLAN_FILE)
-    try:
-        told = [document.pop(name) for name in ("id", "parts", "tasks")]
-        plan = Plan(**document)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise BadInput(f"{home / PLAN_FILE} is no plan of this redshelf: {error}") from error
-    if told != [plan.id, plan.parts, plan.tasks]:
-        raise BadInput(f"{home / PLAN_FILE} was altered: its content gives id {plan.id}, it says {told[0]}")
-    return plan
+    return Plan.read(home / PLAN_FILE)
 
 
 def find(path: Path, what: str) -> Plan | None:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from redshelf.indexing import store
-from redshelf.indexing.files import read_json, sha256, write_json
+from redshelf.indexing.files import sha256
 from redshelf.indexing.jobs import Job, Spans
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.parts import done_parts
@@ -132,7 +131,7 @@ def write(layout: Layout, plan: Plan) -> Path:
     """Write the plan, and return the file; one that is there is left alone."""
     path = folder(layout, plan.encoder, plan.revision) / PLAN_FILE
     if not path.is_file():
-        write_json(path, {**asdict(plan), "id": plan.id, "parts": plan.parts, "tasks": plan.tasks})
+        plan.write(path)
     return path
 
 
@@ -184,15 +183,7 @@ def _same(layout: Layout, found: Plan, now: Plan, home: Path) -> None:
 
 def read(home: Path) -> Plan:
     """The plan in `home`; `BadInput` where it was altered."""
-    document: dict[str, Any] = read_json(home / PLAN_FILE)
-    try:
-        told = [document.pop(name) for name in ("id", "parts", "tasks")]
-        plan = Plan(**document)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise BadInput(f"{home / PLAN_FILE} is no plan of this redshelf: {error}") from error
-    if told != [plan.id, plan.parts, plan.tasks]:
-        raise BadInput(f"{home / PLAN_FILE} was altered: its content gives id {plan.id}, it says {told[0]}")
-    return plan
+    return Plan.read(home / PLAN_FILE)
 
 
 def find(layout: Layout, encoder: str) -> tuple[Plan, Path]:

@@ -173,7 +173,12 @@ def test_another_plan_takes_the_place_of_one_that_is_open_and_an_altered_one_is_
     assembly.add_parts(building, batches, [0])
     other = begun(tmp_path, part_rows=6000)
     assert other.is_open and not building.is_open and other.missing() == {0, 1} and not building.work.exists()
-    path = other.home / assembly.PLAN_FILE
+    assembly.prepare(other, batches)
+    (other.home / assembly.PLAN_FILE).rename(tmp_path / "aside")  # as if it had ended meanwhile
+    with pytest.raises(Conflict, match=r"index part 0: plan [0-9a-f]{16} was ended or replaced while it was made"):
+        assembly.add_parts(other, batches, [0])
+    assert other.missing() == {0, 1} and not list(other.work.glob("*.lists"))
+    path = (tmp_path / "aside").rename(other.home / assembly.PLAN_FILE)
     path.write_text(path.read_text().replace("6000", "5000"))
     with pytest.raises(BadInput, match="was altered"):
         assembly.read(other.home)
