@@ -1,8 +1,9 @@
 """How a search index is made, by parts that any process may do.
 
 Whoever comes first copies the vectors and trains the lists. Each part of the rows then gets lists of its own, in a
-file, and a receipt; the end joins them list by list, measures what was made, and writes the manifest last. What is
-killed goes on from there. An embedding that has only grown keeps its lists, and what is new is added to them.
+file, and a receipt; the end joins them list by list, measures what was made, writes the manifest last, and puts the
+folder in its place whole. What is killed goes on from there. An embedding that has only grown keeps its lists, and what
+is new is added to them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 from filelock import FileLock
 
 from redshelf.indexing import ann, flat, isolation, ivf, lists
-from redshelf.indexing.files import manifest, read_json, write_bytes, write_json, write_npy, write_with
+from redshelf.indexing.files import manifest, read_json, verify, write_json, write_npy, write_with
 from redshelf.indexing.flat import Flat, Halves
 from redshelf.indexing.jobs import Job, Progress, Spans
 from redshelf.indexing.parts import checked, done_parts, write_receipt
@@ -63,7 +64,7 @@ class IndexPlan(Spans):
 
 @dataclass(frozen=True)
 class Building:
-    """An index that is being made: in `home` its plan and what its parts leave, in `folder` what will be served."""
+    """An index that is being made: all that it needs lies in `home` until it takes its place as `folder`."""
 
     plan: IndexPlan
     home: Path
@@ -74,8 +75,23 @@ class Building:
         return self.home / self.plan.id
 
     @property
+    def made(self) -> Path:
+        """What becomes `folder`."""
+        return self.work / "made"
+
+    @property
     def trained(self) -> Path:
-        return self.work / ann.INDEX
+        return self.made / ann.INDEX
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether it was killed after the index had taken its place."""
+        return (self.work / PREPARED).is_file() and not self.made.exists()
+
+    def require_open(self) -> None:
+        """`Conflict` where the plan has ended, or another one has taken its place."""
+        if not self.is_open:
+            raise Conflict(f"the plan {self.plan.id} in {self.home} has ended, or was replaced")
 
     @property
     def is_open(self) -> bool:
@@ -98,7 +114,7 @@ class Building:
 def begin(home: Path, folder: Path, plan: IndexPlan) -> Building:
     """Leave the plan where whoever does its parts finds it; another one that is there goes, with its parts."""
     building = Building(plan, home, folder)
-    if not building.is_open:
+    if not building.is_open or building.is_in_place:
         discard(home)
         plan.write(home / PLAN_FILE)
     return building
@@ -115,24 +131,29 @@ def read(home: Path) -> IndexPlan:
     path = home / PLAN_FILE
     if not path.is_file():
         raise NotFound(f"no index is planned in {home}: plan one with `redshelf index --plan`")
-    return IndexPlan.read(path)
+    try:
+        return IndexPlan.read(path)
+    except BadInput as error:
+        raise BadInput(f"{error}; remove {home} to begin anew") from error
 
 
 def _earlier(folder: Path, known: ann.Bools) -> tuple[Path, int] | None:
-    """The index, with lists, of the same embedding when it was shorter, the longest, and its rows; None where there is
-    none, or where more than half of the rows are new, for which it was not trained."""
-    found = sorted((int(path.parent.name) for path in folder.parent.glob(f"*/{ann.MANIFEST}")), reverse=True)
-    for before in (number for number in found if len(known) // 2 < number < len(known)):
-        path = folder.parent / str(before)
-        if ann.read_manifest(path)["kind"] == "ivf":
-            stored = np.load(path / ann.KNOWN, mmap_mode="r")
-            if len(stored) == before and (stored == known[:before]).all():
-                return path, before
+    """The index, with lists and whole, of the same embedding when it was shorter, the longest, and its rows; None where
+    there is none, or where more than half of the rows are new, for which it was not trained."""
+    places = [path.parent for path in folder.parent.glob(f"*/{ann.MANIFEST}") if path.parent.name.isdigit()]
+    for path in sorted(places, key=lambda path: -int(path.name)):
+        before = int(path.name)
+        if len(known) // 2 < before < len(known) and (told := ann.read_manifest(path))["kind"] == "ivf":
+            copied = {name: told["files"][name] for name in (ann.KNOWN, ann.INDEX, ann.LISTS)}
+            if not verify(path, copied, hashes=True):
+                stored = np.load(path / ann.KNOWN, mmap_mode="r")
+                if len(stored) == before and (stored == known[:before]).all():
+                    return path, before
     return None
 
 
-def _train(building: Building, vectors: Flat, known: ann.Bools) -> dict[str, Any]:
-    """Leave the trained lists, without vectors, and return how many rows they were filled with before, and where."""
+def _train(building: Building, vectors: Flat, known: ann.Bools) -> int:
+    """Leave the trained lists, without vectors, and return how many rows they were filled with before."""
     import faiss
 
     plan = building.plan
@@ -141,35 +162,38 @@ def _train(building: Building, vectors: Flat, known: ann.Bools) -> dict[str, Any
         index = faiss.read_index(str(path / ann.INDEX))
         if ivf.Shape(index.nlist, index.pq.M).bytes(len(vectors), vectors.dim) <= plan.memory:
             shutil.copyfile(path / ann.INDEX, building.trained)
-            return {"before": before, "earlier": str(path / ann.LISTS)}
+            return before
     index = ivf.train(vectors, known, ivf.choose(int(known.sum()), vectors.dim, memory=plan.memory))
 
     def fill(handle: BinaryIO) -> None:
         faiss.write_index(index, faiss.PyCallbackIOWriter(handle.write))
 
     write_with(building.trained, fill)
-    return {"before": 0, "earlier": None}
+    return 0
 
 
 def prepare(building: Building, batches: Batches) -> dict[str, Any]:
-    """Copy the vectors, and train the lists of a large embedding, once for all; others wait for it. `BadInput` for
-    values that are not finite and for an embedding without any vector."""
-    plan, told = building.plan, building.work / PREPARED
+    """Copy the vectors, and train the lists of a large embedding, once for all; others wait for it.
+
+    `BadInput` for values that are not finite and for an embedding without any vector, `Conflict` for a plan that has
+    ended.
+    """
+    plan, made, told = building.plan, building.made, building.work / PREPARED
+    building.require_open()
     building.work.mkdir(parents=True, exist_ok=True)
     with FileLock(str(building.work / "prepare.lock")):
+        building.require_open()
         if told.is_file():
             return dict(read_json(told))
-        folder = building.folder
-        for name in (ann.MANIFEST, isolation.ISOLATED):  # of an earlier build: what follows is not what they say
-            (folder / name).unlink(missing_ok=True)
-        known = flat.write(folder / ann.VECTORS, batches(), rows=plan.rows, dim=plan.dim)
+        shutil.rmtree(made, ignore_errors=True)  # of a killed process
+        known = flat.write(made / ann.VECTORS, batches(), rows=plan.rows, dim=plan.dim)
         if not known.any():
             raise BadInput("cannot index an embedding whose every vector is zero: the encoder saw no source")
-        write_npy(folder / ann.KNOWN, known)
+        write_npy(made / ann.KNOWN, known)
         facts: dict[str, Any] = {"vectors": int(known.sum()), "kind": "flat"}
         if facts["vectors"] * plan.dim > ann.EXACT_VALUES:
-            vectors = flat.open_flat(folder / ann.VECTORS, rows=plan.rows, dim=plan.dim)
-            facts |= {"kind": "ivf", **_train(building, vectors, known)}
+            vectors = flat.open_flat(made / ann.VECTORS, rows=plan.rows, dim=plan.dim)
+            facts |= {"kind": "ivf", "before": _train(building, vectors, known)}
         write_json(told, facts)
         return facts
 
@@ -191,23 +215,26 @@ def add_parts(
     plan, left = building.plan, building.missing()
     todo = [part for part in parts if part in left]
     facts = prepare(building, batches)
-    vectors = flat.open_flat(building.folder / ann.VECTORS, rows=plan.rows, dim=plan.dim)
-    known = np.load(building.folder / ann.KNOWN, mmap_mode="r")
+    vectors = flat.open_flat(building.made / ann.VECTORS, rows=plan.rows, dim=plan.dim)
+    known = np.load(building.made / ann.KNOWN, mmap_mode="r")
     graph = ivf.graph_of(faiss.read_index(str(building.trained))) if facts["kind"] == "ivf" and todo else None
     for done, part in enumerate(todo):
         if by := list(stop):
             raise Interrupted(f"index stopped by {by[0]} before part {part}: {len(todo) - done} are left")
+        building.require_open()
         started, (first, past) = time.perf_counter(), plan.span(part)
         path = building.work / f"part-{part:06d}.lists"
         if facts["kind"] == "ivf":
             index = faiss.read_index(str(building.trained))
             ivf.add(index, ivf.blocks(vectors, known, start=max(first, facts["before"]), past=past), graph=graph)
-            if not building.is_open:
-                raise Conflict(f"index part {part}: plan {plan.id} was ended or replaced while it was made")
+            building.require_open()
             lists.write(path, index)
         files = manifest(building.work, [path] if path.is_file() else [])
         told = {"rows": past - first, "write_seconds": time.perf_counter() - started}
         write_receipt(building.work, {"part": part, "plan": plan.id, "files": files, **told})
+        if not building.is_open:  # ended while this was written
+            shutil.rmtree(building.work, ignore_errors=True)
+        building.require_open()
         progress(past - first)
 
 
@@ -215,17 +242,16 @@ def _join(building: Building, facts: dict[str, Any]) -> dict[str, Any]:
     """Join the lists of all parts, measure them, and return what the manifest says of it."""
     import faiss
 
-    plan, folder = building.plan, building.folder
+    plan, made = building.plan, building.made
     index = faiss.read_index(str(building.trained))
-    parts = [Path(facts["earlier"])] if facts["earlier"] else []
+    parts = [building.folder.parent / str(facts["before"]) / ann.LISTS] if facts["before"] else []
     parts += [building.work / f"part-{part:06d}.lists" for part in range(plan.parts)]
-    lists.join(folder / ann.LISTS, parts, index)
-    list_of = lists.list_of(folder / ann.LISTS, index, plan.rows)
-    write_npy(folder / ann.LIST_OF, list_of)
-    write_bytes(folder / ann.INDEX, building.trained.read_bytes())
-    vectors = flat.open_flat(folder / ann.VECTORS, rows=plan.rows, dim=plan.dim)
-    known = np.load(folder / ann.KNOWN, mmap_mode="r")
-    tuning = ivf.tune(lists.mapped(folder / ann.LISTS, index), vectors, known, list_of, recall=plan.recall)
+    lists.join(made / ann.LISTS, parts, index)
+    list_of = lists.list_of(made / ann.LISTS, index, plan.rows)
+    write_npy(made / ann.LIST_OF, list_of)
+    vectors = flat.open_flat(made / ann.VECTORS, rows=plan.rows, dim=plan.dim)
+    known = np.load(made / ann.KNOWN, mmap_mode="r")
+    tuning = ivf.tune(lists.mapped(made / ann.LISTS, index), vectors, known, list_of, recall=plan.recall)
     names = ("lists", "candidates", "recall", "ms")
     return {
         "kind": "ivf",
@@ -240,38 +266,55 @@ def _join(building: Building, facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def finish(building: Building, batches: Batches) -> None:
-    """Join and measure what the parts have left, and write the manifest, last; the plan then goes.
-
-    `Conflict` naming the parts that are missing, or damaged, which are set aside so that they can be done again.
-    """
-    plan, folder = building.plan, building.folder
-    facts = prepare(building, batches)
-    checked(building.work, building.work, name="index", parts=plan.parts, plan=plan.id)
-    files, vectors = [folder / ann.VECTORS, folder / ann.KNOWN], facts["vectors"]
+def _complete(building: Building, facts: dict[str, Any]) -> None:
+    """Make what the parts have left an index, its manifest last."""
+    plan, made, vectors = building.plan, building.made, facts["vectors"]
+    files = [made / ann.VECTORS, made / ann.KNOWN]
     exact = {"k": ann.RECALL_K, "queries": min(ann.RECALL_QUERIES, vectors), "value": 1.0}
     told: dict[str, Any] = {"kind": "flat", "exact": True, "recall": exact}
     if facts["kind"] == "ivf":
         told = _join(building, facts)
-        files += [folder / name for name in (ann.INDEX, ann.LISTS, ann.LIST_OF)]
+        files += [made / name for name in (ann.INDEX, ann.LISTS, ann.LIST_OF)]
     told |= {"rows": plan.rows, "vectors": vectors, "dim": plan.dim}
-    files.append(isolation.write(folder / isolation.ISOLATED, ann.open_index(folder, told)))
-    write_json(folder / ann.MANIFEST, {**plan.provenance, **told, "files": manifest(folder, files)})
+    files.append(isolation.write(made / isolation.ISOLATED, ann.open_index(made, told)))
+    write_json(made / ann.MANIFEST, {**plan.provenance, **told, "files": manifest(made, files)})
+
+
+def finish(building: Building, batches: Batches, *, allowed: Callable[[], Any] = nullcontext) -> None:
+    """Join and measure what the parts have left, and put the index in its place within the context of `allowed`, which
+    may refuse by raising; the plan then goes.
+
+    `Conflict` naming the parts that are missing, or damaged, which are set aside so that they can be done again, and
+    for a plan that has ended.
+    """
+    plan, made, folder = building.plan, building.made, building.folder
+    facts = prepare(building, batches)
+    if not (made / ann.MANIFEST).is_file():
+        checked(building.work, building.work, name="index", parts=plan.parts, plan=plan.id)
+        _complete(building, facts)
+    for path in made.glob(".*"):  # what was being written when a process was killed
+        path.unlink()
+    with allowed():
+        building.require_open()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            folder.rename(building.work / f"replaced-{time.time_ns()}")
+        made.rename(folder)
     discard(building.home)
 
 
 def build(folder: Path, batches: Sequence[Halves] | Batches, **plan: Any) -> None:
     """All of it in this process: the index in `folder` of what `batches` give; `plan` as `IndexPlan` takes it."""
     give = batches if callable(batches) else partial(iter, batches)
-    building = begin(folder / "building", folder, IndexPlan(**plan))
+    building = begin(folder.with_name(f"{folder.name}.building"), folder, IndexPlan(**plan))
     add_parts(building, give, range(building.plan.parts))
     finish(building, give)
 
 
 def open_plans(work: Path) -> dict[Path, IndexPlan]:
-    """The plans that have not ended, by folder."""
+    """The plans that have not ended, by folder; one that cannot be read is not among them."""
     found = {}
     for path in sorted(work.glob(f"index.*/{PLAN_FILE}")):
-        with suppress(FileNotFoundError, NotFound):  # ended at this moment
+        with suppress(OSError, NotFound, BadInput):  # ended at this moment, or altered
             found[path.parent] = read(path.parent)
     return found

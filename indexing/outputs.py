@@ -167,7 +167,8 @@ def job(plan: Plan) -> Job:
 
 def _marks(plan: Plan) -> dict[bytes, str]:
     """What the file says of its plan."""
-    return {joining.key("plan"): plan.id, joining.key("sources"): str(plan.rows)}
+    told = {"what": plan.what, "plan": plan.id, "sources": str(plan.rows)}
+    return {joining.key(name): value for name, value in told.items()}
 
 
 def _write_part(plan: Plan, table: Table, part: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from redshelf.indexing.filters import Filters, near
+from redshelf.indexing.filters import Filters, near, row_mask
 from redshelf.models import ranking
 from redshelf.models.errors import BadInput
 from redshelf.service.answers import CompareAnswer, ConeAnswer, ConeSource, Outlier, OutliersAnswer
@@ -83,8 +83,8 @@ def outliers(
     if filters.exclude_radius_arcsec is not None:
         raise BadInput("exclude_radius_arcsec needs a query with a position: a source of this survey")
     index = chosen.index
-    among = shelf.selection(chosen, filters)
-    passing = index.known if among is None else among.mask
+    mask = row_mask(shelf.columns, filters, bands=shelf.info.band_names)
+    passing = index.known if mask is None else mask & index.known
     kept = passing[index.isolated.rows]
     rows, distance = index.isolated.rows[kept][:n].tolist(), index.isolated.distance[kept][:n].tolist()
     return OutliersAnswer(
@@ -92,7 +92,7 @@ def outliers(
         revision=chosen.published.revision,
         generation=shelf.generation.number,
         exact=index.isolated.exact,
-        n_matching=index.findable if among is None else among.count,
+        n_matching=int(passing.sum()),
         n_kept=int(kept.sum()),
         outliers=[
             Outlier(rank=rank, distance=d, **listed(shelf, row))

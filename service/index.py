@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock
 
 from redshelf.indexing import ann, assembly, generation, slurm, store
 from redshelf.indexing.assembly import Building, IndexPlan
@@ -19,6 +22,8 @@ from redshelf.indexing.runners import on_processes, on_ray
 from redshelf.models.errors import BadInput, Conflict
 from redshelf.models.signals import stop_signals
 from redshelf.service.bulk import commit_or_send, send
+
+SIZES = ("memory", "recall", "part_rows", "task_parts")
 
 Built = tuple[str, dict[str, Any]]  # the revision, and the manifest of its index
 
@@ -43,7 +48,8 @@ def _building(layout: Layout, plan: IndexPlan) -> Building:
 
 
 def _asked(layout: Layout, encoder: str, asked: dict[str, Any]) -> IndexPlan:
-    """The plan for the newest embedding, of the sizes that are `asked` for, None where the usual ones will do."""
+    """The plan for the newest embedding; sizes that are not asked for (None) are those of the plan that is open for it,
+    else the usual ones. `Conflict` where the open one has others."""
     layout.read_info()
     revision = layout.newest(encoder)
     table = store.open_table(layout.embeddings(encoder, revision))
@@ -57,21 +63,32 @@ def _asked(layout: Layout, encoder: str, asked: dict[str, Any]) -> IndexPlan:
     plan = IndexPlan(
         encoder=encoder, revision=revision, embedding_version=int(table.version), rows=rows, dim=dim, **told
     )
-    with_sizes = asked.get("part_rows") is None and asked.get("task_parts") is None
-    found = assembly.open_plans(layout.work("")).get(_home(layout, encoder, revision))
-    if found is not None and with_sizes:  # gone on with
-        plan = replace(plan, part_rows=found.part_rows, task_parts=found.task_parts)
-    return plan
+    home = _home(layout, encoder, revision)
+    if not (home / assembly.PLAN_FILE).is_file():
+        return plan
+    found = assembly.read(home)
+    same = replace(plan, **{name: getattr(found, name) for name in SIZES})
+    if same.id != found.id:  # of the embedding as it was before: nobody can end it
+        return plan
+    for name, value in told.items():
+        if value != getattr(found, name):
+            raise Conflict(f"an open plan has {name}={getattr(found, name)}, not {value}: end it, or remove {home}")
+    return found
 
 
 def _is_built(layout: Layout, plan: IndexPlan) -> bool:
-    """Whether this very index is there and whole; `Conflict` where a generation serves another one in its place."""
+    """Whether this very index is there and whole; `Conflict` as `_is_same`."""
     folder = layout.index(plan.encoder, plan.revision, plan.rows)
-    if not (folder / ann.MANIFEST).is_file():
+    if not (folder / ann.MANIFEST).is_file() or not _is_same(layout, plan):
         return False
+    return not verify(folder, ann.read_manifest(folder)["files"], hashes=True)
+
+
+def _is_same(layout: Layout, plan: IndexPlan) -> bool:
+    """Whether the index in this one's place was made for what this one is; `Conflict` where a generation serves one
+    that was not."""
+    folder = layout.index(plan.encoder, plan.revision, plan.rows)
     told = ann.read_manifest(folder)
-    if verify(folder, told["files"], hashes=True):
-        return False
     if all(told.get(key) == value for key, value in plan.provenance.items()):
         return True
     name = f"{folder.relative_to(layout.root)}/{ann.MANIFEST}"
@@ -122,10 +139,13 @@ def build_index(
     if processes < 1:
         raise BadInput(f"processes={processes}: expected 1 or more")
     layout = Layout(root)
-    plan = _asked(layout, encoder, {"memory": memory, "recall": recall, "part_rows": part_rows})
-    building = _building(layout, plan)
-    with _alone(layout, encoder, plan.revision):
-        if not _is_built(layout, plan):
+    revision = layout.newest(encoder)
+    with _alone(layout, encoder, revision):
+        plan = _asked(layout, encoder, {"memory": memory, "recall": recall, "part_rows": part_rows})
+        building = _building(layout, plan)
+        if _is_built(layout, plan):
+            _forget(building)
+        else:
             begin, batches = partial(worker, layout.root.resolve(), encoder), partial(_batches, layout, plan)
             run: Run | None = on_ray(begin, gpus=False) if runner == "ray" else None
             if run is None and processes > 1:
@@ -138,10 +158,30 @@ def build_index(
             ) as bar:
                 if run is None:
                     assembly.add_parts(building, batches, todo, progress=bar.update)
-                else:
+                elif todo:
+                    assembly.prepare(building, batches)  # here, where it has every core
                     run([[part] for part in todo], bar.update)
-            assembly.finish(building, batches)
-    return plan.revision, ann.read_manifest(building.folder)
+            _finish(layout, building)
+    return revision, ann.read_manifest(building.folder)
+
+
+def _forget(building: Building) -> None:
+    """Remove the plan of an index that is in its place: it was killed before it could do so."""
+    if building.is_open:
+        assembly.discard(building.home)
+
+
+def _finish(layout: Layout, building: Building) -> None:
+    """End the plan; the index takes its place while nothing is published, and none that is served is replaced."""
+
+    @contextmanager
+    def allowed() -> Iterator[None]:
+        with FileLock(str(layout.work("publish.lock"))):
+            if (building.folder / ann.MANIFEST).is_file():
+                _is_same(layout, building.plan)
+            yield
+
+    assembly.finish(building, partial(_batches, layout, building.plan), allowed=allowed)
 
 
 def make_plan(
@@ -150,12 +190,13 @@ def make_plan(
     """Leave the plan for whoever does its parts; None where the index is there. `sizes`: memory, recall, part_rows,
     task_parts; `agreed` may refuse a plan by raising."""
     layout = Layout(root)
-    plan = _asked(layout, encoder, sizes)
-    with _alone(layout, encoder, plan.revision):
+    with _alone(layout, encoder, layout.newest(encoder)):
+        plan = _asked(layout, encoder, sizes)
+        building = _building(layout, plan)
         if _is_built(layout, plan):
+            _forget(building)
             return None
         agreed(plan)
-        building = _building(layout, plan)
         assembly.begin(building.home, building.folder, plan)
     return plan
 
@@ -184,16 +225,21 @@ def do(root: Path, *, encoder: str, part: int | None = None, task: int | None = 
 
 
 def _end(layout: Layout, building: Building) -> Built:
-    assembly.finish(building, partial(_batches, layout, building.plan))
+    _finish(layout, building)
     return building.plan.revision, ann.read_manifest(building.folder)
 
 
 def _ended(layout: Layout, encoder: str) -> Built | None:
-    """The index of the newest embedding, where no plan is open and it is there."""
+    """The index of the newest embedding, where it is there and no plan is open, or one that was killed at its end."""
     revision = layout.newest(encoder)
     folder = layout.index(encoder, revision, store.count_rows(layout.sources))
-    if (_home(layout, encoder, revision) / assembly.PLAN_FILE).is_file() or not (folder / ann.MANIFEST).is_file():
+    if not (folder / ann.MANIFEST).is_file():
         return None
+    if (_home(layout, encoder, revision) / assembly.PLAN_FILE).is_file():
+        building = _open(layout, encoder)
+        if not building.is_in_place:
+            return None
+        _forget(building)
     return revision, ann.read_manifest(folder)
 
 
@@ -201,11 +247,8 @@ def commit(root: Path, *, encoder: str) -> Built:
     """End the open plan, whose parts are all done; a second time changes nothing. `Conflict` naming those that are
     missing or damaged."""
     layout = Layout(root)
-    if (built := _ended(layout, encoder)) is not None:
-        return built
-    building = _open(layout, encoder)
-    with _alone(layout, encoder, building.plan.revision):
-        return _end(layout, building)
+    with _alone(layout, encoder, layout.newest(encoder)):
+        return _ended(layout, encoder) or _end(layout, _open(layout, encoder))
 
 
 def submit(root: Path, *, encoder: str, settings: Path, **sizes: Any) -> dict[str, Any]:
@@ -222,10 +265,10 @@ def submit(root: Path, *, encoder: str, settings: Path, **sizes: Any) -> dict[st
 def commit_or_resubmit(root: Path, *, encoder: str) -> Built | dict[str, Any]:
     """What the commit job of SLURM does: end the build, or send the tasks that miss parts once more."""
     layout = Layout(root)
-    if (built := _ended(layout, encoder)) is not None:
-        return built
-    building = _open(layout, encoder)
-    with _alone(layout, encoder, building.plan.revision):
+    with _alone(layout, encoder, layout.newest(encoder)):
+        if (built := _ended(layout, encoder)) is not None:
+            return built
+        building = _open(layout, encoder)
         return commit_or_send(layout, building.job(), lambda: _end(layout, building))
 
 

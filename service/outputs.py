@@ -238,8 +238,11 @@ def _ended(path: Path, what: What) -> OutputReport | None:
     format = joining.format_of(path, FORMATS[what])
     if outputs.find(path, what) is not None:
         return None
-    if not joining.read_facts(path, format):
-        raise NotFound(f"no plan is open for {path}: make one with `redshelf {what} -o {path.name} --plan`")
+    if joining.read_facts(path, format).get("what") != what:
+        raise NotFound(
+            f"no plan is open for {path}, and it was not made by `redshelf {what}`: make one with "
+            f"`redshelf {what} -o {path.name} --plan`"
+        )
     outputs.sweep(path)
     return _report(path, format)
 

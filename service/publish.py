@@ -241,7 +241,9 @@ def _publish(layout: Layout, default_encoder: str | None, default_estimator: str
         store.tag(dataset, generation.tag_of(number))
         files += generation.files_of(paths[name], dataset, number)
     for e in encoders:
-        files += [layout.model(e.name, e.revision), layout.index(e.name, e.revision, len(known["ids"]))]
+        index = layout.index(e.name, e.revision, len(known["ids"]))
+        files += [layout.model(e.name, e.revision), index / ann.MANIFEST]
+        files += [index / name for name in ann.read_manifest(index)["files"]]
     files += [layout.redshift / fit.published.folder for fit in fits]
     written = Generation(
         number=number,

@@ -72,7 +72,7 @@ def ask(index: ann.Index, *, stored: Stored | None = None) -> SelfQuery:
 def told(found: SelfQuery, encoder: str, revision: str, index: ann.Index) -> str:
     """What was found, and what to do: `redshelf index` alone would leave an index whose checksums are right."""
     folder = f"index/{encoder}.{revision}/{len(index.known)}"
-    return f"by {folder} {found}: remove that folder and run `redshelf index --encoder {encoder}`"
+    return f"by {folder} {found}: remove that folder, run `redshelf index --encoder {encoder}`, and publish"
 
 
 def require(encoder: str, revision: str, index: ann.Index, *, stored: Stored | None = None) -> None:

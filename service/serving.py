@@ -3,13 +3,16 @@
 A newer generation is opened beside the one that is served: every sha256 is compared, every encoder must be on the shelf
 as it was published, and vectors must find themselves by every index. Only then is it put in the place of the other,
 which stays open for the requests that it was given to, and is closed with the last of them. What is wrong with a
-generation that is refused is logged once; it is looked at again when a file of it has changed.
+generation that is refused is logged once; it is looked at again when a file of it has changed, and after a minute where
+it could not be read, since that may pass.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,16 +25,19 @@ from redshelf.service.shelf import OpenEncoder, OpenShelf, open_shelf
 
 log = logging.getLogger("redshelf")
 
+AGAIN_SECONDS = 60  # after an error that is not a fault of the files: they are read whole once more
+
 Seen = tuple[tuple[str, int, int, int], ...]  # name, inode, size and time of change of each file; 0 for one not there
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why generation `number` is not served, and its files as they were then."""
+    """Why generation `number` is not served, its files as they were then, and until when not to look at it again."""
 
     number: int
     reason: str
     files: Seen
+    until: float  # of the monotonic clock
 
     def __str__(self) -> str:
         named = f"generation {self.number} "
@@ -107,7 +113,7 @@ class Serving:
         self._refused = {number: one for number, one in self._refused.items() if number in known}
         for number in sorted((n for n in known if n > served), reverse=True):
             before, files = self._refused.get(number), _files(self.layout, number)
-            if before is not None and before.files == files:
+            if before is not None and before.files == files and time.monotonic() < before.until:
                 continue
             try:
                 return open_checked(self.layout.root, number)
@@ -116,7 +122,8 @@ class Serving:
                 reason = str(error) if expected else f"{type(error).__name__}: {error}"
                 if self.layout.root.is_absolute():  # where it lies is nobody's business who asks `/readyz`
                     reason = reason.replace(str(self.layout.root), self.layout.root.name)
-                found = Refusal(number, reason, files)
+                until = math.inf if isinstance(error, RedshelfError) else time.monotonic() + AGAIN_SECONDS
+                found = Refusal(number, reason, files, until)
                 if before is None or before.reason != reason:
                     log.error("%s; it is not served", found, exc_info=None if expected else error)
                 self._refused = {**self._refused, number: found}

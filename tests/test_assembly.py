@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from redshelf.models.errors import BadInput, Conflict, NotFound
 from redshelf.service import index as service
 from redshelf.service.embedding import embed
 from redshelf.service.ingest import ingest
+from redshelf.service.publish import publish
+from redshelf.service.shelf import open_shelf
 
 N = len(VECTORS)
 
@@ -148,21 +151,24 @@ def dying(path, document):
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, document)
 assembly.write_json = dying
+if {at!r} == "discard":
+    assembly.discard = lambda home: os.kill(os.getpid(), signal.SIGKILL)
 assembly.add_parts(building, here.batches, range(building.plan.parts), progress=progress)
 assembly.finish(building, here.batches)
 """
 
 
-@pytest.mark.parametrize(("after", "at"), [(0, "prepared"), (1, "-"), (4, "-"), (0, "manifest")])
+@pytest.mark.parametrize(("after", "at"), [(0, "prepared"), (1, "-"), (4, "-"), (0, "manifest"), (0, "discard")])
 def test_a_killed_build_goes_on_and_ends_with_the_same_index(
     tmp_path: Path, undisturbed: dict[str, bytes], after: int, at: str
 ) -> None:
     tests = Path(__file__).parent
     told = KILLED.format(paths=[str(tests / "links"), str(tests)], folder=str(tmp_path), after=after, at=at)
     assert subprocess.run([sys.executable, "-c", told], check=False).returncode == -9
+    building = Building(begun(tmp_path / "other").plan, tmp_path / "home", tmp_path / str(N))
+    assert building.is_open and building.is_in_place == (building.folder / ann.MANIFEST).exists() == (at == "discard")
+    assert len(building.missing()) == {"prepared": 5, "-": 5 - after, "manifest": 0, "discard": 0}[at]
     building = begun(tmp_path)
-    assert building.is_open and not (building.folder / ann.MANIFEST).exists()
-    assert len(building.missing()) == {"prepared": 5, "-": 5 - after, "manifest": 0}[at]
     assembly.add_parts(building, batches, range(5))
     assembly.finish(building, batches)
     assert contents(building.folder) == undisturbed
@@ -173,12 +179,7 @@ def test_another_plan_takes_the_place_of_one_that_is_open_and_an_altered_one_is_
     assembly.add_parts(building, batches, [0])
     other = begun(tmp_path, part_rows=6000)
     assert other.is_open and not building.is_open and other.missing() == {0, 1} and not building.work.exists()
-    assembly.prepare(other, batches)
-    (other.home / assembly.PLAN_FILE).rename(tmp_path / "aside")  # as if it had ended meanwhile
-    with pytest.raises(Conflict, match=r"index part 0: plan [0-9a-f]{16} was ended or replaced while it was made"):
-        assembly.add_parts(other, batches, [0])
-    assert other.missing() == {0, 1} and not list(other.work.glob("*.lists"))
-    path = (tmp_path / "aside").rename(other.home / assembly.PLAN_FILE)
+    path = other.home / assembly.PLAN_FILE
     path.write_text(path.read_text().replace("6000", "5000"))
     with pytest.raises(BadInput, match="was altered"):
         assembly.read(other.home)
@@ -188,6 +189,51 @@ def test_another_plan_takes_the_place_of_one_that_is_open_and_an_altered_one_is_
     for wrong, says in ((dict(rows=0), "without rows"), (dict(part_rows=0), "part_rows=0"), (dict(recall=1.0), "1.0")):
         with pytest.raises(BadInput, match=says):
             IndexPlan(**{"rows": 5, "dim": 2, **wrong})
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_what_comes_after_the_end_of_a_plan_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    monkeypatch.setattr(ann, "EXACT_VALUES", 1000 * DIM if large else 10**9)
+    building = begun(tmp_path)
+    assembly.add_parts(building, batches, range(5))
+    assembly.finish(building, batches)
+    before = {path.name: path.read_bytes() for path in building.folder.iterdir()}
+    for late in (lambda: assembly.add_parts(building, batches, [0]), lambda: assembly.finish(building, batches)):
+        with pytest.raises(Conflict, match=f"the plan {building.plan.id} in .* has ended, or was replaced"):
+            late()
+    assert {path.name: path.read_bytes() for path in building.folder.iterdir()} == before
+    assert not building.home.exists()
+
+
+def test_a_part_whose_plan_ends_while_it_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    building = begun(tmp_path)
+    assembly.prepare(building, batches)
+    write = assembly.write_receipt
+
+    def ended(*arguments: object) -> None:
+        assembly.discard(building.home)
+        write(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(assembly, "write_receipt", ended)
+    with pytest.raises(Conflict, match="has ended, or was replaced"):
+        assembly.add_parts(building, batches, [0])
+    assert not building.work.exists()
+
+
+def test_damaged_lists_of_a_shorter_index_are_not_added_to(tmp_path: Path) -> None:
+    assembly.build(tmp_path / str(N), batches, rows=N, dim=DIM)
+    path = tmp_path / str(N) / ann.LISTS
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    (tmp_path / "12000.bad").mkdir()  # whatever else lies there
+    more = np.concatenate([VECTORS, galaxies(1000, seed=9)])
+    assembly.build(tmp_path / str(len(more)), partial(batches, more), rows=len(more), dim=DIM)
+    assert ann.read_manifest(tmp_path / str(len(more)))["added_to"] == 0
 
 
 def test_an_index_grows_from_the_lists_of_the_shorter_one(tmp_path: Path) -> None:
@@ -334,20 +380,66 @@ def test_the_steps_of_the_command_give_the_index_of_one_call(
     assert "no index is planned" in capsys.readouterr().err
 
 
-def test_a_build_of_other_sizes_begins_anew_and_one_that_is_asked_for_plainly_goes_on(shelf: Path, few: None) -> None:
-    plan = service.make_plan(shelf, encoder="photometry", part_rows=300)
+def test_an_open_plan_is_gone_on_with_and_other_sizes_are_refused(shelf: Path, few: None) -> None:
+    plan = service.make_plan(shelf, encoder="photometry", part_rows=300, recall=0.9)
     assert plan is not None and plan.parts == 6
     service.do(shelf, encoder="photometry", part=1)
-    again = service.make_plan(shelf, encoder="photometry")
-    assert again is not None and again.id == plan.id
+    for asked in ({}, {"part_rows": 300}, {"recall": 0.9}):
+        again = service.make_plan(shelf, encoder="photometry", **asked)
+        assert again is not None and again.id == plan.id
     assert service.do(shelf, encoder="photometry", part=1)["done_before"] == 1
-    other = service.make_plan(shelf, encoder="photometry", recall=0.9)
-    assert other is not None and other.id != plan.id
-    assert service.do(shelf, encoder="photometry", part=1)["done_before"] == 0
+    with pytest.raises(
+        Conflict, match=r"an open plan has recall=0\.9, not 0\.8: end it, or remove .*index\.photometry"
+    ):
+        service.make_plan(shelf, encoder="photometry", recall=0.8)
     with pytest.raises(BadInput, match="part 9: the plan has parts 0 to 5"):
         service.do(shelf, encoder="photometry", part=9)
     with pytest.raises(BadInput, match="processes=0: expected 1 or more"):
         service.build_index(shelf, encoder="photometry", processes=0)
+    _, told = service.build_index(shelf, encoder="photometry")
+    assert told["asked"]["recall"] == 0.9
+
+
+def test_an_index_that_was_published_meanwhile_is_not_replaced(shelf: Path, few: None) -> None:
+    service.build_index(shelf, encoder="photometry")
+    assert service.make_plan(shelf, encoder="photometry", recall=0.9) is not None
+    publish(shelf)
+    service.do(shelf, encoder="photometry", part=0)
+    open_shelf(shelf)
+    with pytest.raises(Conflict, match=r"generation 1 serves the index in .* as it is"):
+        service.commit(shelf, encoder="photometry")
+    open_shelf(shelf)
+
+
+def test_a_plan_that_was_killed_at_its_very_end_is_forgotten(
+    shelf: Path, few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(home: Path) -> None:
+        if (home / assembly.PLAN_FILE).is_file():
+            raise KeyboardInterrupt
+
+    for end in (service.build_index, service.commit, service.make_plan):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(assembly, "discard", killed)
+            service.build_index(shelf, encoder="photometry")
+        assert len(assembly.open_plans(shelf / "work")) == 1
+        folder = Layout(shelf).index("photometry", Layout(shelf).newest("photometry"), 1600)
+        before = (folder / ann.MANIFEST).read_bytes()
+        end(shelf, encoder="photometry")
+        assert not assembly.open_plans(shelf / "work") and (folder / ann.MANIFEST).read_bytes() == before
+        shutil.rmtree(folder)
+
+
+def test_a_plan_that_cannot_be_read_is_named_and_hides_no_other(shelf: Path, few: None) -> None:
+    service.make_plan(shelf, encoder="photometry", part_rows=300)
+    other = shelf / "work" / "index.other.0123" / assembly.PLAN_FILE
+    other.parent.mkdir()
+    other.write_text("{}")
+    assert [plan.encoder for plan in assembly.open_plans(shelf / "work").values()] == ["photometry"]
+    (home,) = (path for path in (shelf / "work").glob("index.photometry.*") if path.is_dir())
+    (home / assembly.PLAN_FILE).write_text("{}")
+    with pytest.raises(BadInput, match=r"plan\.json is no plan of this redshelf: 'id'; remove .* to begin anew"):
+        service.build_index(shelf, encoder="photometry")
 
 
 @pytest.mark.slow

@@ -143,6 +143,18 @@ def test_a_refused_generation_is_not_opened_again_before_one_of_its_files_has_ch
     assert serving.refresh() and opened == [2, 2, 2]
 
 
+def test_a_generation_that_could_not_be_read_for_a_while_is_looked_at_again(
+    root: Path, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(root)
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "open_shelf", lambda *_: (_ for _ in ()).throw(OSError(24, "Too many open files")))
+        assert not serving.refresh() and "Too many open files" in str(serving.refused)
+    assert not serving.refresh()  # within a minute
+    monkeypatch.setattr(service.time, "monotonic", lambda: float("inf"))
+    assert serving.refresh() and serving.refused is None
+
+
 def test_the_newest_that_can_be_served_is(root: Path, serving: Serving) -> None:
     for _ in range(3):
         publish(root)
@@ -205,7 +217,7 @@ def test_a_generation_whose_vectors_do_not_find_themselves_is_refused(
     name = next((root / "index").iterdir()).name
     assert serving.refused == (
         f"generation 2: encoder photometry: by index/{name}/60 12 of 60 stored vectors find themselves, expected at "
-        "least 60: remove that folder and run `redshelf index --encoder photometry`"
+        "least 60: remove that folder, run `redshelf index --encoder photometry`, and publish"
     )
     with pytest.raises(Conflict, match="12 of 60 stored vectors"):
         Serving(root, refresh_seconds=60)
