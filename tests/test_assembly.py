@@ -263,6 +263,7 @@ def trained(rows: np.ndarray, codes: int, dim: int) -> object:
     return index
 
 
+@pytest.mark.timeout(3600)
 @given(
     cuts=st.lists(st.integers(0, 700), min_size=1, max_size=5),
     shape=st.sampled_from([(24, 12), (26, 13), (8, 8), (6, 3)]),
