@@ -290,7 +290,7 @@ def filtered(
     index: ann.Index, queries: Floats, table: Any | None, unfiltered: Measured, faults: list[str]
 ) -> Iterator[str]:
     """A line a filter: redshelf, and LanceDB where there is a table."""
-    n, promised = len(index.flat), index.lists.tuning.wanted if index.lists else 1.0
+    n, promised = len(index.flat), index.lists.tuning.wanted if index.lists else RECALL
     values = {"random": np.random.default_rng(0).random(n).astype(np.float32)}
     values["lowest first number"] = index.take(slice(None))[:, 0].astype(np.float32)
     yield "| rows that pass | first ms | recall@10 | single ms | of unfiltered | LanceDB recall@10 | LanceDB ms |"
