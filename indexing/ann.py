@@ -235,7 +235,7 @@ def open_index(folder: Path, told: dict[str, Any] | None = None) -> Index:
 
     told = read_manifest(folder) if told is None else told
     vectors = open_vectors(folder, told)
-    known = np.load(folder / KNOWN, mmap_mode="r")
+    known = np.asarray(np.load(folder / KNOWN, mmap_mode="r"))  # mapped still, and faster to take from
     if known.shape != (len(vectors),) or known.sum() != told["vectors"]:
         raise Conflict(f"{folder / KNOWN}: {known.sum()} vectors of {known.size}, its manifest says {told['vectors']}")
     its = None
@@ -245,7 +245,7 @@ def open_index(folder: Path, told: dict[str, Any] | None = None) -> Index:
             raise Conflict(f"{folder / LISTS}: holds {index.ntotal} x {index.d}, its manifest says otherwise")
         coverage, factors = (tuple((a, b) for a, b in told[name]) for name in ("coverage", "factors"))
         tuning = ivf.Tuning(coverage, factors, (), told["recall"]["value"], told["recall"]["wanted"])
-        its = Lists(index, ivf.refined(index, vectors), np.load(folder / LIST_OF, mmap_mode="r"), tuning)
+        its = Lists(index, ivf.refined(index, vectors), np.asarray(np.load(folder / LIST_OF, mmap_mode="r")), tuning)
     being_made = "files" not in told
     isolated = isolation.NONE if being_made else isolation.read(folder / isolation.ISOLATED, rows=len(vectors))
     return Index(vectors, its, known, told["recall"]["value"], isolated=isolated)

@@ -60,6 +60,8 @@ class Scope:
     def nearest(self, queries: Floats, k: int, *, exact: bool = False) -> tuple[Floats, Ints]:
         """Distances and rows (Q, k) of the nearest, padded with inf and -1."""
         distance, rows = self.encoder.index.search(queries, k + len(self.left_out), among=self.among, exact=exact)
+        if not len(self.left_out):
+            return distance, rows
         kept = (rows >= 0) & ~np.isin(rows, self.left_out)
         order = np.argsort(~kept, axis=1, kind="stable")[:, :k]
         distance = np.take_along_axis(np.where(kept, distance, np.float32(inf)), order, axis=1)
