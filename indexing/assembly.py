@@ -96,10 +96,7 @@ class Building:
     @property
     def is_open(self) -> bool:
         """Whether it is this very plan that lies there still."""
-        try:
-            return bool(read_json(self.home / PLAN_FILE)["id"] == self.plan.id)
-        except (BadInput, OSError, KeyError, TypeError):
-            return False
+        return self.plan.lies_at(self.home / PLAN_FILE)
 
     def missing(self) -> set[int]:
         """The parts that have no receipt."""

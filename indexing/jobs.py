@@ -118,6 +118,13 @@ class Spans(Parts):
             raise BadInput(f"{path} was altered: its content gives id {plan.id}, it says {told[0]}")
         return plan
 
+    def lies_at(self, path: Path) -> bool:
+        """Whether it is this very plan that is there."""
+        try:
+            return self.read(path).id == self.id
+        except (BadInput, OSError):
+            return False
+
 
 @dataclass(frozen=True)
 class Job:

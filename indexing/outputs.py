@@ -133,10 +133,7 @@ def get(path: Path, what: str) -> Plan:
 
 def is_open(plan: Plan) -> bool:
     """Whether this very plan is there still."""
-    try:
-        return read(folder(Path(plan.path))).id == plan.id
-    except (BadInput, OSError):
-        return False
+    return plan.lies_at(folder(Path(plan.path)) / PLAN_FILE)
 
 
 def close(layout: Layout, plan: Plan) -> None:

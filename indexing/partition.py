@@ -21,7 +21,7 @@ from redshelf.indexing.jobs import Job, Spans
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.parts import done_parts
 from redshelf.models.encoder import Encoder
-from redshelf.models.errors import BadInput, Conflict, NotFound
+from redshelf.models.errors import Conflict, NotFound
 
 PART_ROWS, PART_ROWS_FLUXES = 16_384, 131_072  # under five minutes on a GPU: a task is told to end six before it must
 TASK_PARTS = 8
@@ -154,11 +154,7 @@ def job(layout: Layout, plan: Plan) -> Job:
 
 def is_open(layout: Layout, plan: Plan) -> bool:
     """Whether this very plan is there still."""
-    home = folder(layout, plan.encoder, plan.revision)
-    try:
-        return read(home).id == plan.id
-    except (BadInput, OSError):
-        return False
+    return plan.lies_at(folder(layout, plan.encoder, plan.revision) / PLAN_FILE)
 
 
 def close(layout: Layout, plan: Plan) -> None:

@@ -11,23 +11,17 @@ from redshelf.indexing.filters import Filters, near, row_mask
 from redshelf.models import ranking
 from redshelf.models.errors import BadInput
 from redshelf.service.answers import CompareAnswer, ConeAnswer, ConeSource, Outlier, OutliersAnswer
-from redshelf.service.search import MAX_K, listed, neighbours
+from redshelf.service.search import check_number, check_position, listed, neighbours
 from redshelf.service.shelf import OpenShelf
 
 MAX_CONE_ARCSEC = 36_000.0  # ten degrees: every source at these declinations is looked at
 
 
-def _check_n(n: int) -> None:
-    if not 1 <= n <= MAX_K:
-        raise BadInput(f"n={n}: expected 1 <= n <= {MAX_K}")
-
-
 def cone(shelf: OpenShelf, ra_deg: float, dec_deg: float, radius_arcsec: float, *, n: int = 100) -> ConeAnswer:
     """The `n` sources nearest to the axis of a cone, nearest first, and how many lie in it; `BadInput` for what is out
     of range."""
-    _check_n(n)
-    if not 0 <= ra_deg < 360 or not -90 <= dec_deg <= 90:
-        raise BadInput(f"position ra={ra_deg}, dec={dec_deg}: expected 0 <= ra < 360 and -90 <= dec <= 90 degrees")
+    check_number("n", n)
+    check_position(ra_deg, dec_deg)
     if not 0 < radius_arcsec <= MAX_CONE_ARCSEC:
         raise BadInput(f"radius_arcsec={radius_arcsec}: expected 0 < radius_arcsec <= {MAX_CONE_ARCSEC:g}")
     rows, separation = near(shelf.columns, ra_deg, dec_deg, radius_arcsec)
@@ -78,7 +72,7 @@ def outliers(
     shelf: OpenShelf, *, encoder: str | None = None, n: int = 100, filters: Filters | None = None
 ) -> OutliersAnswer:
     """The `n` most isolated sources that pass the filters, of those that were kept when the index was built."""
-    _check_n(n)
+    check_number("n", n)
     chosen, filters = shelf.encoder(encoder), filters or Filters()
     if filters.exclude_radius_arcsec is not None:
         raise BadInput("exclude_radius_arcsec needs a query with a position: a source of this survey")

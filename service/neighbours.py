@@ -13,18 +13,11 @@ import pyarrow as pa
 
 from redshelf.indexing import ivf, joining
 from redshelf.indexing.outputs import Table
-from redshelf.models.errors import BadInput
-from redshelf.service.search import MAX_K
+from redshelf.service.search import check_number
 from redshelf.service.shelf import OpenShelf
 
 K, FORMATS = 64, ("parquet",)
 ASKED_AT_ONCE = 1024
-
-
-def check_k(k: int) -> None:
-    """Raise `BadInput` for a number of neighbours out of range."""
-    if not 1 <= k <= MAX_K:
-        raise BadInput(f"k={k}: expected 1 <= k <= {MAX_K}")
 
 
 def _schema(k: int, told: dict[str, Any]) -> pa.Schema:
@@ -41,7 +34,7 @@ def table(shelf: OpenShelf, *, encoder: str | None, k: int) -> Table:
 
     Memory is 8 bytes a source, and `outputs.LINES_AT_ONCE` lines. Raises `NotFound` for an unknown encoder.
     """
-    check_k(k)
+    check_number("k", k)
     chosen = shelf.encoder(encoder)
     rows = np.flatnonzero(chosen.index.known).astype(np.int32)
     position = np.full(len(shelf), -1, dtype=np.int32)  # where in the file each row of the shelf is

@@ -24,6 +24,7 @@ from redshelf.models.errors import BadInput, Conflict, NotFound
 from redshelf.models.signals import stop_signals
 from redshelf.service import neighbours, photoz
 from redshelf.service.bulk import commit_or_send, send
+from redshelf.service.search import check_number
 from redshelf.service.shelf import OpenShelf, open_shelf
 
 What = Literal["neighbours", "redshift"]
@@ -45,7 +46,7 @@ class Asked:
 
     def __post_init__(self) -> None:
         if self.k is not None:
-            neighbours.check_k(self.k)
+            check_number("k", self.k)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,18 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 
+def check_number(name: str, value: int) -> None:
+    """Raise `BadInput` for a number of sources out of range."""
+    if not 1 <= value <= MAX_K:
+        raise BadInput(f"{name}={value}: expected 1 <= {name} <= {MAX_K}")
+
+
+def check_position(ra_deg: float, dec_deg: float) -> None:
+    """Raise `BadInput` for what is no place on the sky."""
+    if not 0 <= ra_deg < 360 or not -90 <= dec_deg <= 90:
+        raise BadInput(f"position ra={ra_deg}, dec={dec_deg}: expected 0 <= ra < 360 and -90 <= dec <= 90 degrees")
+
+
 @dataclass(frozen=True)
 class Wanted:
     """At most `k` sources that pass `filters` and lie within `max_distance` of the query; with `mutual` only those of
@@ -40,8 +52,7 @@ class Wanted:
     mutual: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.k <= MAX_K:
-            raise BadInput(f"k={self.k}: expected 1 <= k <= {MAX_K}")
+        check_number("k", self.k)
         if self.mutual and self.k > MAX_MUTUAL:
             raise BadInput(f"k={self.k}: with mutual, which asks about each of them, expected at most {MAX_MUTUAL}")
         if self.max_distance is not None and not 0 <= self.max_distance < inf:
@@ -237,8 +248,7 @@ def live_recall(shelf: OpenShelf, *, encoder: str | None = None, n: int = 20) ->
 
 def nearest_source(shelf: OpenShelf, ra_deg: float, dec_deg: float, *, radius_arcsec: float = 5.0) -> str:
     """The id of the source nearest to a position; `NotFound` where none lies within `radius_arcsec`."""
-    if not 0 <= ra_deg < 360 or not -90 <= dec_deg <= 90:
-        raise BadInput(f"position ra={ra_deg}, dec={dec_deg}: expected 0 <= ra < 360 and -90 <= dec <= 90 degrees")
+    check_position(ra_deg, dec_deg)
     for radius in (radius_arcsec, *(r for r in WIDER_ARCSEC if r > radius_arcsec)):
         rows, distance = near(shelf.columns, ra_deg, dec_deg, radius)
         if len(rows):
