@@ -1,5 +1,8 @@
 """Scores against closed forms, numpy and scipy."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy import integrate, stats
@@ -33,7 +36,9 @@ def test_integer_weights_equal_repeated_objects():
     repeated = np.repeat(dz, counts)
     assert metrics.bias(dz, counts) == pytest.approx(repeated.mean())
     assert metrics.outlier_fraction(dz, counts) == pytest.approx((np.abs(repeated) > 0.15).mean())
-    assert metrics.sigma_mad(dz, counts) == pytest.approx(metrics.sigma_mad(repeated), abs=0.02)
+    for score in (metrics.median, metrics.sigma_mad, metrics.nmad, metrics.sigma_68, metrics.sigma_iqr, metrics.rmse):
+        assert score(dz, counts) == pytest.approx(score(repeated), abs=1e-12)
+    assert metrics.outliers_3sigma(0.1 * dz, counts) == pytest.approx(metrics.outliers_3sigma(0.1 * repeated))
 
 
 def test_weights_of_one_change_nothing():
@@ -44,6 +49,48 @@ def test_weights_of_one_change_nothing():
 def test_effective_sample_size_counts_equal_weights_and_only_them():
     assert metrics.effective_sample_size([2, 2, 2, 0]) == 3
     assert metrics.effective_sample_size([0, 0]) == 0
+
+
+def test_the_summary_holds_every_point_score_by_its_own_function():
+    rng = np.random.default_rng(11)
+    spec = rng.uniform(0, 2, 700)
+    phot, weights = spec + 0.05 * rng.standard_t(2, 700), rng.lognormal(0, 1, 700)
+    dz = metrics.delta_z(phot, spec)
+    out = metrics.summary(phot, spec, weights)
+    alone = {
+        "bias": metrics.bias(dz, weights),
+        "median": metrics.median(dz, weights),
+        "sigma_mad": metrics.sigma_mad(dz, weights),
+        "nmad": metrics.nmad(dz, weights),
+        "sigma_68": metrics.sigma_68(dz, weights),
+        "rmse": metrics.rmse(dz, weights),
+        "outliers": metrics.outlier_fraction(dz, weights),
+        "outliers_05": metrics.outlier_fraction(dz, weights, threshold=0.05),
+        "outliers_3sigma": metrics.outliers_3sigma(dz, weights),
+    }
+    assert out == pytest.approx(alone | {"n": 700, "ess": metrics.effective_sample_size(weights)})
+
+
+def test_widths_of_a_gaussian_are_its_standard_deviation():
+    dz = 0.02 + 0.05 * stats.norm.ppf((np.arange(100_000) + 0.5) / 100_000)
+    assert metrics.sigma_mad(dz) == pytest.approx(0.05, rel=1e-3)
+    assert metrics.sigma_iqr(dz) == pytest.approx(0.05, rel=1e-3)
+    assert metrics.sigma_68(dz) == pytest.approx(0.05 * stats.norm.ppf(0.84), rel=1e-3)
+    assert metrics.rmse(dz) == pytest.approx(np.hypot(0.02, 0.05), rel=1e-3)
+    assert metrics.nmad(dz) > metrics.sigma_mad(dz)  # the bias counts
+
+
+def test_three_sigma_outliers_have_a_floor():
+    dz = np.concatenate([np.linspace(-0.005, 0.005, 997), [0.05, 0.07, -0.07]])
+    assert metrics.outliers_3sigma(dz) == pytest.approx(0.002)
+    assert metrics.outliers_3sigma(dz, floor=0.0) == pytest.approx(0.003)
+
+
+def test_objects_without_weight_are_not_counted():
+    z, weights = np.linspace(0, 1, 150), np.arange(150) < 99
+    assert metrics.summary(z, z, weights) is None
+    out = metrics.summary(z, z, weights, minimum=99)
+    assert out is not None and out["n"] == 99
 
 
 def test_fewer_than_the_minimum_gives_no_number():
@@ -130,6 +177,39 @@ def test_rejection_curve_separates_the_bad_and_leaves_out_small_parts():
     assert rows[0]["outliers"] is None
     assert (rows[1]["outliers"], rows[1]["outliers_rest"]) == (0.0, 1.0)
     assert (rows[2]["outliers"], rows[2]["outliers_rest"]) == (0.1, None)
+
+
+def test_rejection_curve_counts_weights_as_repeated_objects():
+    rng = np.random.default_rng(10)
+    score, dz, counts = rng.random(400), rng.normal(0, 0.1, 400), rng.integers(1, 4, 400)
+    kept = np.cumsum(counts[np.argsort(score)])[[99, 249, 399]] / counts.sum()  # cuts between objects
+    weighted = metrics.rejection_curve(score, dz, counts, kept=kept, minimum=1)
+    repeated = metrics.rejection_curve(np.repeat(score, counts), np.repeat(dz, counts), kept=kept, minimum=1)
+    assert [row["n"] for row in weighted] == [100, 250, 400]
+    for one, other in zip(weighted, repeated, strict=True):
+        assert (one["outliers"], one["score"]) == pytest.approx((other["outliers"], other["score"]))
+
+
+def test_redshifts_that_are_no_numbers_are_refused_by_name():
+    with pytest.raises(BadInput, match="z_phot: nan in row 1"):
+        metrics.summary([0.1, np.nan], [0.1, 0.2], minimum=1)
+    with pytest.raises(BadInput, match=r"z_spec has shape \(1,\): expected \(2,\)"):
+        metrics.delta_z([0.1, 0.2], [0.1])
+    with pytest.raises(BadInput, match=r"z_spec: -1\.0"):
+        metrics.delta_z([0.1], [-1.0])
+    with pytest.raises(BadInput, match="pit: inf in row 0"):
+        metrics.pit_ks([np.inf])
+
+
+def test_the_module_is_quick_to_import_and_leaves_scipy_alone():
+    code = (
+        "import time; t = time.perf_counter(); import numpy; n = time.perf_counter(); import redshelf.models.metrics; "
+    )
+    code += "import sys; print(time.perf_counter() - n, 'scipy' in sys.modules, 'torch' in sys.modules)"
+    took, *heavy = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert float(took) < 0.5 and heavy == ["False", "False"]
 
 
 @pytest.mark.parametrize("weights", [np.zeros(3), np.array([1, -1, 1]), np.array([1, np.nan, 1]), np.ones(2)])
