@@ -96,6 +96,16 @@ class DensityScores:
         return DensityScores(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
+@dataclass(frozen=True)
+class _Cumulated(Pdf):
+    """A Pdf with its CDF at hand, which PIT, CRPS and quantiles all ask for: it is most of their cost."""
+
+    cumulated: Floats
+
+    def cdf(self) -> Floats:
+        return self.cumulated
+
+
 def density_scores(pdf: Pdf, z_spec: npt.ArrayLike, *, block: int = 1000) -> DensityScores:
     """Score each density (N,) against its z_spec (N,), `block` rows at a time."""
     z = finite("z_spec", z_spec, len(pdf))
@@ -112,6 +122,7 @@ def density_scores(pdf: Pdf, z_spec: npt.ArrayLike, *, block: int = 1000) -> Den
     for start in range(0, len(z), block):
         rows = slice(start, start + block)
         part = Pdf(pdf.edges, pdf.density[rows])
+        part = _Cumulated(part.edges, part.density, part.cdf())
         for row, kind in zip(out, kinds, strict=True):
             row[rows] = kind(part, z[rows])
     return DensityScores(*out)

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from qp.metrics.point_estimate_metric_classes import PointBias, PointOutlierRate, PointSigmaIQR, PointSigmaMAD
 from scipy import integrate, stats
 
 from redshelf.models import metrics
@@ -78,6 +79,18 @@ def test_widths_of_a_gaussian_are_its_standard_deviation():
     assert metrics.sigma_68(dz) == pytest.approx(0.05 * stats.norm.ppf(0.84), rel=1e-3)
     assert metrics.rmse(dz) == pytest.approx(np.hypot(0.02, 0.05), rel=1e-3)
     assert metrics.nmad(dz) > metrics.sigma_mad(dz)  # the bias counts
+
+
+def test_point_scores_equal_qps():
+    """At 401 objects numpy's quartiles, which qp takes, are objects, and no interpolation parts the two."""
+    rng = np.random.default_rng(12)
+    spec = rng.uniform(0, 2, 401)
+    phot = spec + (1 + spec) * rng.standard_t(2, 401) * 0.03
+    dz = metrics.delta_z(phot, spec)
+    assert metrics.median(dz) == pytest.approx(PointBias().evaluate(phot, spec), abs=1e-12)
+    assert metrics.sigma_iqr(dz) == pytest.approx(PointSigmaIQR().evaluate(phot, spec), abs=1e-12)
+    assert metrics.sigma_mad(dz) == pytest.approx(PointSigmaMAD().evaluate(phot, spec), abs=1e-12)
+    assert metrics.outliers_3sigma(dz) == pytest.approx(PointOutlierRate().evaluate(phot, spec), abs=1e-12)
 
 
 def test_three_sigma_outliers_have_a_floor():
