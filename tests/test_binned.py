@@ -1,5 +1,8 @@
 """Tables by bin: rows hold what the scores of their objects alone are."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +12,8 @@ from hypothesis.extra import numpy as arrays
 from redshelf.models import binned, density_scores, metrics, slopes
 from redshelf.models.errors import BadInput
 from redshelf.models.pdf import Pdf
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
 def sample(n=3000, seed=0):
@@ -136,6 +141,25 @@ def test_local_pits_find_the_bin_that_is_not_calibrated():
     assert bold["pit_cvm"] > 10 * honest["pit_cvm"] and bold["crps"] > honest["crps"]
     pits = binned.pit_table(pdf.pit(z), bins)
     assert [row["pit_w1"] for row in pits] == [bold["pit_w1"], honest["pit_w1"]]
+
+
+def test_the_readmes_example_runs(capsys):
+    phot, spec, magnitude, weights = sample(2000)
+    edges = np.linspace(0, 6, 121)
+    mass = np.exp(-0.5 * ((edges[1:] + edges[:-1]) / 2 - phot[:, None]) ** 2 / 0.1**2) + 1e-9
+    given_names = {
+        "z_phot": phot,
+        "z_spec": spec,
+        "magnitude": magnitude,
+        "weights": weights,
+        "healpix29": np.arange(2000) * 4**21 // 20,
+        "pdf": Pdf.from_mass(edges, mass),
+        "distance_ratio": magnitude / 20,
+    }
+    (code,) = re.findall(r"<!-- scores: run by tests/test_binned\.py -->\n```python\n(.*?)```", README, re.DOTALL)
+    exec(code, given_names)
+    printed = capsys.readouterr().out
+    assert "magnitude_weighted" in printed and "slope_z_phot_error" in printed and "delta_mean_scaled" in printed
 
 
 @pytest.mark.parametrize(
