@@ -4,6 +4,8 @@ The two cannot both be zero where z_phot carries an error. Of a posterior mean t
 slope against z_spec is -(1 - R^2) <= 0, the regression to the mean, R^2 being the share of the variance of z_spec
 that z_phot explains. Of z_spec plus unrelated noise it is the other way: 0 against z_spec, above 0 against z_phot.
 So a slope against z_spec is a diagnosis, and a user, who has only z_phot, is served by a zero slope against that.
+
+The line is the weighted least-squares line through the objects: how the paper itself fits its slopes was not read.
 """
 
 from __future__ import annotations
@@ -25,16 +27,20 @@ def weighted_slope(x: Floats, y: Floats, weights: Floats) -> float:
 
 
 def slope_scorer(z_phot: npt.ArrayLike, z_spec: npt.ArrayLike, *, scaled: bool = False) -> Scorer:
-    """`slope_z_spec` and `slope_z_phot` of N objects as a function of the weights (N,).
+    """`slope_z_spec`, `slope_z_phot` and `delta_mean_scaled` of N objects as a function of the weights (N,).
 
-    The residual is z_phot - z_spec, or with `scaled` dz = (z_phot - z_spec) / (1 + z_spec).
+    The residual is z_phot - z_spec, or with `scaled` dz = (z_phot - z_spec) / (1 + z_spec). `delta_mean_scaled` is
+    (<z_phot> - <z_spec>) / (1 + <z_spec>), the mean residual of a bin in CLAP (Lin et al. 2024, table 2).
     """
     dz = delta_z(z_phot, z_spec)
     phot, spec = np.asarray(z_phot, dtype=np.float64), np.asarray(z_spec, dtype=np.float64)
     residual = dz if scaled else phot - spec
 
     def scores(weights: Floats) -> dict[str, float]:
+        share = weights / weights.sum()
+        mean = float(share @ spec)
         return {
+            "delta_mean_scaled": (float(share @ phot) - mean) / (1 + mean),
             "slope_z_spec": weighted_slope(spec, residual, weights),
             "slope_z_phot": weighted_slope(phot, residual, weights),
         }
@@ -54,7 +60,7 @@ def residual_slopes(
     seed: int = 0,
     tiles: npt.ArrayLike | None = None,
 ) -> dict[str, float | None] | None:
-    """n, ess, slope_z_spec, slope_z_phot and with `bootstrap` draws their errors; None under `minimum` objects.
+    """n, ess, all of `slope_scorer` and with `bootstrap` draws their errors; None under `minimum` objects.
 
     `limit` leaves out |dz| above it, whose few far outliers can turn a line on their own. A slope is None where all
     redshifts are the same. Errors over objects, or over sky `tiles` (N,).

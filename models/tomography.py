@@ -32,7 +32,9 @@ def stack(pdf: Pdf, bins: Bins, weights: npt.ArrayLike | None = None) -> Floats:
     """
     if len(bins.codes) != len(pdf):
         raise BadInput(f"bins of {len(bins.codes)} objects: expected {len(pdf)}, as many as there are densities")
-    w = np.ones(len(pdf)) if weights is None else checked_weights(weights, len(pdf))
+    w = np.ones(len(pdf)) if weights is None else finite("weights", weights, len(pdf))  # a part may weigh nothing
+    if (w < 0).any():
+        raise BadInput(f"weights: {w.min()}: expected values >= 0")
     out = np.zeros((len(bins.names), len(pdf.edges) - 1))
     for code in range(len(bins.names)):
         out[code] = np.where(bins.codes == code, w, 0.0) @ pdf.density

@@ -37,6 +37,7 @@ def test_a_stretched_estimate_without_noise_has_the_slopes_of_its_stretch():
     out = slopes.residual_slopes(0.3 + 0.8 * z, z)
     assert out is not None
     assert (out["slope_z_spec"], out["slope_z_phot"]) == pytest.approx((-0.2, -0.25))
+    assert out["delta_mean_scaled"] == pytest.approx((0.3 - 0.2 * 1.05) / 2.05)
 
 
 def test_slopes_are_those_of_numpys_least_squares():

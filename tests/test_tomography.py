@@ -78,6 +78,7 @@ def test_stacks_of_parts_add_up():
     ]
     assert sum(parts) == pytest.approx(whole)
     assert whole.sum() == pytest.approx(weights.sum())
+    assert not tomography.stack(pdf, binned.edged(measured, BINS), np.zeros(300)).any()
 
 
 def test_weighted_labels_recover_the_n_of_z_that_plain_ones_miss():
@@ -138,6 +139,7 @@ def test_coarse_edges_are_edges_of_the_grid_and_wide():
         (lambda p, m, z: tomography.truth_recovery(p, m, z, BINS[::-1]), r"edges: 1\.2 after 3\.0"),
         (lambda p, m, z: tomography.truth_recovery(p, m, z, BINS, np.zeros(200)), "all zero"),
         (lambda p, m, z: tomography.stack(p, binned.edged(m[:5], BINS)), "bins of 5 objects: expected 200"),
+        (lambda p, m, z: tomography.stack(p, binned.edged(m, BINS), -np.ones(200)), r"weights: -1\.0"),
         (lambda p, m, z: tomography.recovery(EDGES, np.ones((1, 9)), z, binned.edged(m, [0, 3])), r"shape \(1, 9\)"),
         (
             lambda p, m, z: tomography.recovery(EDGES, np.ones((1, 300)), z * np.nan, binned.edged(m, [0, 3])),
