@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -23,6 +23,7 @@ def sample(n=3000, seed=0):
     return phot, spec, rng.uniform(16, 27, n), rng.lognormal(0, 1, n)
 
 
+@settings(deadline=None)
 @given(arrays.arrays(np.float64, st.integers(1, 30), elements=st.integers(-1, 9).map(lambda i: i / 2)))
 def test_every_value_falls_where_histogram_counts_it(values):
     edges = [0, 1, 2.5, 4]

@@ -6,7 +6,7 @@ import qp
 from cdetools.cde_loss import cde_loss
 from cdetools.cdf_coverage import cdf_coverage
 from cdetools.hpd_coverage import hpd_coverage
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from qp.metrics.array_metrics import quick_kld
@@ -143,6 +143,7 @@ def test_statistics_of_known_pits():
     assert scores.pit_histogram([0.1, 0.2, 0.9, 1.0], [1, 1, 1, 3], bins=2).tolist() == pytest.approx([2 / 3, 4 / 3])
 
 
+@settings(deadline=None)
 @given(PITS, st.data())
 def test_whole_number_weights_of_pits_are_repeated_rows(pit, data):
     counts = data.draw(arrays.arrays(np.int64, len(pit), elements=st.integers(0, 3)))

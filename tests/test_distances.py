@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
@@ -40,6 +40,7 @@ def test_wasserstein_takes_whole_number_weights_for_repeated_rows():
     assert distances.wasserstein(a, b, counts) == pytest.approx(distances.wasserstein(np.repeat(a, counts), b))
 
 
+@settings(deadline=None)
 @given(MASSES)
 def test_a_density_is_as_far_from_another_as_from_a_dense_sample_of_it(masses):
     edges = np.array([0, 0.1, 0.3, 0.6, 1.0, 1.5, 2.1])
@@ -49,6 +50,7 @@ def test_a_density_is_as_far_from_another_as_from_a_dense_sample_of_it(masses):
     assert distances.grid_wasserstein(edges, *masses) == pytest.approx(found, abs=2e-3)
 
 
+@settings(deadline=None)
 @given(MASSES)
 def test_divergences_are_those_of_scipy_and_within_their_bounds(masses):
     p, q = masses

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -18,6 +18,7 @@ def weighed(values, weights=None):
     return Sample.of(values).weigh(np.ones(len(values)) if weights is None else weights)
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_the_median_and_its_deviation_are_numpys(values):
     sample = weighed(values)
@@ -26,6 +27,7 @@ def test_the_median_and_its_deviation_are_numpys(values):
         assert sample.median_deviation(centre) == pytest.approx(np.median(np.abs(values - centre)), abs=1e-15)
 
 
+@settings(deadline=None)
 @given(VALUES, st.data())
 def test_whole_number_weights_are_repeated_rows(values, data):
     counts = data.draw(arrays.arrays(np.int64, len(values), elements=st.integers(0, 4)))
@@ -39,6 +41,7 @@ def test_whole_number_weights_are_repeated_rows(values, data):
     assert one.mean() == pytest.approx(repeated.mean(), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(VALUES, st.floats(1e-6, 1e6))
 def test_the_scale_of_weights_is_of_no_matter(values, scale):
     weights = 1.0 + np.arange(len(values)) % 3
