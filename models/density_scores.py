@@ -30,13 +30,13 @@ AD_FLOOR = 1e-9
 def log_scores(pdf: Pdf, z_spec: npt.ArrayLike, *, floor: float = LOG_FLOOR) -> Floats:
     """ln p(z_spec) of each source, (N,), higher is better; never under ln `floor`, which z_spec off the grid gets."""
     z = finite("z_spec", z_spec, len(pdf))
-    return np.asarray(np.log(np.maximum(_density_at(pdf, z), floor)))
+    return np.asarray(np.log(np.maximum(pdf.at(z), floor)))
 
 
 def brier_scores(pdf: Pdf, z_spec: npt.ArrayLike) -> Floats:
     """Sum over bins of (mass - [z_spec in bin])^2 (Brier 1950), (N,), 0 to 2; off the grid is a bin without mass."""
     z = finite("z_spec", z_spec, len(pdf))
-    hit = _density_at(pdf, z) * pdf.widths[_bin_of(pdf, z)]
+    hit = pdf.at(z) * pdf.widths[pdf.bin_of(z)]
     return np.asarray(pdf.density**2 @ pdf.widths**2 - 2 * hit + 1)
 
 
@@ -46,7 +46,7 @@ def hpd_levels(pdf: Pdf, z_spec: npt.ArrayLike) -> Floats:
     Of calibrated densities it is uniform on [0, 1], but for the bins' width; 1 off the grid (Izbicki & Lee 2017).
     """
     z = finite("z_spec", z_spec, len(pdf))
-    denser = pdf.density > _density_at(pdf, z)[:, None]
+    denser = pdf.density > pdf.at(z)[:, None]
     inside = (z >= pdf.edges[0]) & (z <= pdf.edges[-1])
     return np.asarray(np.where(inside, (pdf.density * denser) @ pdf.widths, 1.0))
 
@@ -215,16 +215,6 @@ def density_summary(
         found = errors([(np.arange(len(w)), score)], w, resampling)[0]
         out |= {f"{name}_error": error for name, error in found.items() if error is not None}
     return out
-
-
-def _bin_of(pdf: Pdf, z: Floats) -> npt.NDArray[np.int64]:
-    return np.clip(np.searchsorted(pdf.edges, z, side="right") - 1, 0, len(pdf.edges) - 2).astype(np.int64)
-
-
-def _density_at(pdf: Pdf, z: Floats) -> Floats:
-    """p(z), (N,); 0 off the grid."""
-    inside = (z >= pdf.edges[0]) & (z <= pdf.edges[-1])
-    return np.where(inside, pdf.density[np.arange(len(z)), _bin_of(pdf, z)], 0.0)
 
 
 def _pit(pit: npt.ArrayLike, weights: npt.ArrayLike | None) -> tuple[Weighed, float]:

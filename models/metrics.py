@@ -202,7 +202,7 @@ def crps(pdf: Pdf, z_spec: npt.ArrayLike) -> Floats:
     low, high = cdf[:, :-1], cdf[:, 1:]
     squares = (low * low + low * high + high * high) @ pdf.widths / 3  # (N,), of a line from low to high
     upto = np.cumsum((low + high) * (0.5 * pdf.widths), axis=1)  # (N, G), int F dz up to each upper edge
-    bin_ = np.clip(np.searchsorted(pdf.edges, inside, side="right") - 1, 0, len(pdf.edges) - 2)
+    bin_ = pdf.bin_of(inside)
     rows = np.arange(len(z))
     rest = pdf.edges[bin_ + 1] - inside
     at = high[rows, bin_] - (high[rows, bin_] - low[rows, bin_]) * rest / pdf.widths[bin_]  # F(z_spec)
@@ -213,18 +213,12 @@ def crps(pdf: Pdf, z_spec: npt.ArrayLike) -> Floats:
 def cde_losses(pdf: Pdf, z_spec: npt.ArrayLike) -> Floats:
     """Conditional density loss of each source, integral p^2 dz - 2 p(z_spec) (Izbicki & Lee 2017); lower is better."""
     z = np.asarray(z_spec, dtype=np.float64)
-    inside = (z >= pdf.edges[0]) & (z <= pdf.edges[-1])
-    return np.asarray(pdf.density**2 @ pdf.widths - 2 * np.where(inside, _density_at(pdf, z), 0))
+    return np.asarray(pdf.density**2 @ pdf.widths - 2 * pdf.at(z))
 
 
 def cde_loss(pdf: Pdf, z_spec: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float:
     """Mean of `cde_losses`."""
     return weighted_mean(cde_losses(pdf, z_spec), weights)
-
-
-def _density_at(pdf: Pdf, z: Floats) -> Floats:
-    bin_ = np.clip(np.searchsorted(pdf.edges, z, side="right") - 1, 0, len(pdf.edges) - 2)
-    return np.asarray(pdf.density[np.arange(len(z)), bin_])
 
 
 def coverage(pdf: Pdf, z_spec: npt.ArrayLike, level: float, weights: npt.ArrayLike | None = None) -> float:
@@ -235,7 +229,7 @@ def coverage(pdf: Pdf, z_spec: npt.ArrayLike, level: float, weights: npt.ArrayLi
 def hpd_coverage(pdf: Pdf, z_spec: npt.ArrayLike, level: float, weights: npt.ArrayLike | None = None) -> float:
     """Fraction of z_spec inside the highest-density region that holds `level` of each density."""
     z = np.asarray(z_spec, dtype=np.float64)
-    denser = (pdf.density * pdf.widths * (pdf.density > _density_at(pdf, z)[:, None])).sum(axis=1)
+    denser = (pdf.density * pdf.widths * (pdf.density > pdf.at(z)[:, None])).sum(axis=1)
     return weighted_mean((denser <= level) & (z >= pdf.edges[0]) & (z <= pdf.edges[-1]), weights)
 
 

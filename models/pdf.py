@@ -71,16 +71,27 @@ class Pdf:
         """Centre of the densest bin, (N,)."""
         return np.asarray(self.centres[self.density.argmax(axis=1)])
 
-    def quantile(self, q: float) -> Floats:
-        """z with CDF(z) = q, 0 < q < 1, linear inside a bin, (N,)."""
-        if not 0 < q < 1:
+    def quantile(self, q: float | Floats) -> Floats:
+        """z with CDF(z) = q, 0 < q < 1, linear inside a bin, (N,); `q` one number or one a source, (N,)."""
+        level = np.broadcast_to(np.asarray(q, dtype=np.float64), (len(self),))
+        if not ((level > 0) & (level < 1)).all():
             raise BadInput(f"quantile q={q}: expected 0 < q < 1")
         cdf = self.cdf()
-        bin_ = np.clip((cdf < q).sum(axis=1) - 1, 0, len(self.edges) - 2)
+        bin_ = np.clip((cdf < level[:, None]).sum(axis=1) - 1, 0, len(self.edges) - 2)
         rows = np.arange(len(self))
         low, high = cdf[rows, bin_], cdf[rows, bin_ + 1]
-        fraction = np.where(high > low, (q - low) / np.where(high > low, high - low, 1), 0.5)
+        fraction = np.where(high > low, (level - low) / np.where(high > low, high - low, 1), 0.5)
         return np.asarray(self.edges[bin_] + fraction * self.widths[bin_])
+
+    def bin_of(self, z: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """The bin of each z (N,); the first or last one off the grid."""
+        return np.clip(np.searchsorted(self.edges, z, side="right") - 1, 0, len(self.edges) - 2).astype(np.int64)
+
+    def at(self, z: npt.ArrayLike) -> Floats:
+        """p(z) of each source at its own z, (N,); 0 off the grid."""
+        value = np.asarray(z, dtype=np.float64)
+        inside = (value >= self.edges[0]) & (value <= self.edges[-1])
+        return np.where(inside, self.density[np.arange(len(self)), self.bin_of(value)], 0.0)
 
     def median(self) -> Floats:
         """z with CDF(z) = 0.5, (N,)."""
@@ -92,7 +103,17 @@ class Pdf:
         if z.shape != (len(self),):
             raise BadInput(f"pit: z has shape {z.shape}: expected ({len(self)},)")
         cdf = self.cdf()
-        bin_ = np.clip(np.searchsorted(self.edges, z, side="right") - 1, 0, len(self.edges) - 2)
+        bin_ = self.bin_of(z)
         rows = np.arange(len(self))
         fraction = np.clip((z - self.edges[bin_]) / self.widths[bin_], 0, 1)
         return np.asarray(cdf[rows, bin_] + fraction * (cdf[rows, bin_ + 1] - cdf[rows, bin_]))
+
+
+def rebinned(pdf: Pdf, edges: Floats) -> Pdf:
+    """The same densities on other `edges` (H+1,); what lies beyond them is left out and the rest normalised."""
+    inside = np.clip(edges, pdf.edges[0], pdf.edges[-1])
+    bin_ = pdf.bin_of(inside)
+    part = (inside - pdf.edges[bin_]) / pdf.widths[bin_]
+    cdf = pdf.cdf()
+    at_edges = cdf[:, bin_] + part * (cdf[:, bin_ + 1] - cdf[:, bin_])
+    return Pdf.from_mass(edges, np.maximum(np.diff(at_edges, axis=1), 0))
