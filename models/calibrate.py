@@ -35,8 +35,15 @@ class Calibration:
     scores: Floats
     weights: Floats
 
+    @property
+    def is_recalibrated(self) -> bool:
+        """Whether the map is another than the identity."""
+        return not np.array_equal(self.images, KNOTS)
+
     def recalibrated(self, pdf: Pdf) -> Pdf:
         """Each CDF F passed through the map, R(F(z))."""
+        if not self.is_recalibrated:
+            return pdf
         return Pdf.from_mass(pdf.edges, np.maximum(np.diff(_mapped(self.images, pdf.cdf()), axis=1), 0))
 
     def mass_at_infinity(self, ratio: npt.ArrayLike) -> Floats:
@@ -108,8 +115,7 @@ def fit_calibration(pdf: Pdf, z: npt.ArrayLike, weights: npt.ArrayLike, *, seed:
         loss = tried(w, start, size)
         if clearly_better(lowest, loss, w):
             best, lowest = _shares(bin_, w, plain, size), loss
-    images = np.concatenate([[0.0], np.cumsum(best)])
-    images[-1] = 1.0
+    images = KNOTS if best is identity else np.append(np.minimum(np.cumsum(np.append(0.0, best))[:-1], 1.0), 1.0)
     score = 2 * np.abs(_mapped(images, pit) - 0.5)
     order = np.argsort(score, kind="stable")
     return Calibration(images, score[order], (w if w.any() else one)[order])

@@ -1,4 +1,4 @@
-"""One fitted redshift model: features to a common space, shift weights, support, neighbours and LightGBM together.
+"""One fitted redshift model: features to a common space, shift weights, support, and four estimators with calibration.
 
 Labels answer for a target that they do not represent (covariate shift). Everything is chosen on the labels, by
 leave-one-out or out-of-fold validation weighted to the target; the target gives its features only. Arrays in and out.
@@ -9,39 +9,48 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from redshelf.models import metrics
 from redshelf.models.boost import BoostRedshift, fit_boost
+from redshelf.models.calibrate import Calibration
 from redshelf.models.errors import BadInput, NotFound, nearest
 from redshelf.models.frame import Frame, checked, fit_frame, is_magnitude
 from redshelf.models.knn import KnnRedshift, companions, fit_knn
+from redshelf.models.network import NetworkRedshift, fit_network
 from redshelf.models.pdf import Pdf, default_edges
 from redshelf.models.shift import ShiftWeights, neighbour_weights
+from redshelf.models.stored_parts import from_parts, to_parts
 from redshelf.models.support import Support, SupportAnswer, choose_space, fit_support
+from redshelf.models.validate import MEMBERS, Blend, Validated, disagreement, validate
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Estimator = Literal["knn", "lightgbm"]
-ESTIMATORS: tuple[Estimator, ...] = ("knn", "lightgbm")
+Estimator = Literal["knn", "lightgbm", "network", "blend"]
+ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 MIN_LABELS = 50
 WEIGHT_DIM = 16  # neighbour ratios are noise in more dimensions
 EMBEDDING_SCALES = (0.25, 0.5, 1.0)
-VALIDATION_ROWS = 4000
+VALIDATION_ROWS = 10_000
+REFERENCE = 4000  # labels, and as many targets, that tell the density ratio of a query
 BLOCK = 8192
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Answers for N sources: densities, `point` (N,) their median, support, and the labelled neighbours (N, k)."""
+    """Answers for N sources: densities, `point` (N,) their median, support, and the labelled neighbours (N, k).
+
+    `ratio` (N,) is the density of the target over that of the labels there.
+    """
 
     estimator: Estimator
     pdf: Pdf
     point: Floats
     support: SupportAnswer
+    ratio: Floats
     neighbours: Ints
     neighbour_weights: Floats
 
@@ -53,9 +62,12 @@ class RedshiftModel:
     frame: Frame
     knn: KnnRedshift
     boost: BoostRedshift
+    network: NetworkRedshift
+    blend: Blend
     support: Support
     support_space: str
     shift: ShiftWeights
+    calibrations: Mapping[str, Calibration]
     companions: Ints  # (L, m)
     default_estimator: Estimator
     report: dict[str, Any]
@@ -101,20 +113,21 @@ class RedshiftModel:
             raise BadInput(f"z_max={z_max}: expected at least the largest labelled redshift, {truth.max()}")
         edges = default_edges(min(np.expm1(np.log1p(truth.max()) + 0.15), 20.0) if z_max is None else z_max)
         frame = fit_frame(x, target, names)
-        shift = _shift_weights(frame, x, target, observables)
+        seen = _observables(frame, x, target, observables)
+        shift = neighbour_weights(*seen)
         if shift_weights is None and shift.is_null:
             shift_weights = False
         knn, knn_report, frame = _fit_neighbours(frame, x, truth, edges, shift.weights, hidden, shift_weights, seed)
-        boost, boost_report = fit_boost(
-            frame.trees(x),
-            truth,
-            edges=edges,
-            importance=shift.weights,
-            exclude=hidden,
-            shift_weights=shift_weights,
-            seed=seed,
-            threads=threads,
-        )
+        options: dict[str, Any] = {
+            "edges": edges,
+            "importance": shift.weights,
+            "exclude": hidden,
+            "shift_weights": shift_weights,
+            "seed": seed,
+            "threads": threads,
+        }
+        boost, boost_report = fit_boost(frame.trees(x), truth, **options)
+        network, network_report = fit_network(frame.transform(x), truth, **options)
         spaces = frame.spaces(x)
         magnitude = _magnitude(x, frame.names, holdout_magnitude)
         if magnitude is None:
@@ -123,8 +136,10 @@ class RedshiftModel:
         else:
             space, support_report = choose_space(spaces, knn.bank, truth, magnitude)
         support = fit_support(spaces[space], truth, exclude=hidden)
-        model = cls(frame, knn, boost, support, space, shift, hidden, "knn", {})
-        validation, default = model._validate(x, truth, seed)
+        shift = _told_in_features(shift, frame, x, target, seen, seed)
+        blend = Blend(np.array([1.0, 0.0, 0.0]))
+        model = cls(frame, knn, boost, network, blend, support, space, shift, {}, hidden, "knn", {})
+        found = model._validated(x, truth, seed, threads)
         weighted_z = metrics.weighted_mean(truth, shift.weights if shift.weights.any() else None)
         report = {
             "n_labels": len(x),
@@ -141,10 +156,15 @@ class RedshiftModel:
             "support": support_report,
             "knn": knn_report,
             "lightgbm": boost_report,
-            "validation": validation,
-            "default_estimator": default,
+            "network": network_report,
+            "blend": dict(zip(MEMBERS, found.blend.shares.tolist(), strict=True)),
+            "validation": found.scores,
+            "default_estimator": found.default,
         }
-        return cls(frame, knn, boost, support, space, shift, hidden, default, report)
+        default: Any = found.default
+        return replace(
+            model, blend=found.blend, calibrations=found.calibrations, default_estimator=default, report=report
+        )
 
     def predict(
         self,
@@ -172,117 +192,107 @@ class RedshiftModel:
         parts = [self._predict(x[i : i + BLOCK], label[i : i + BLOCK], chosen, threads) for i in starts]
         return parts[0] if len(parts) == 1 else _joined(parts)
 
-    def _predict(self, x: Floats, label: Ints, estimator: str, threads: int) -> Prediction:
+    def _members(self, x: Floats, label: Ints, wanted: frozenset[str], threads: int) -> tuple[dict[str, Pdf], Any, Any]:
+        """Raw densities of kNN, the network and, where wanted, LightGBM; what kNN said; and what hides labels."""
         # A query without a label hides nothing, and then no neighbour beyond k is searched.
         hidden = np.where(label[:, None] >= 0, self.companions[label], -1) if (label >= 0).any() else None
-        near = self.knn.predict(self.frame.transform(x), exclude=hidden)
-        if estimator == "lightgbm":
-            pdf = self.boost.predict(self.frame.trees(x), exclude=label, threads=threads)
-        else:
-            pdf = near.pdf
-        space = self.frame.spaces(x)[self.support_space]
-        support = self.support.answer(space, pdf, near.neighbour_weights, exclude=hidden)
-        name: Estimator = "lightgbm" if estimator == "lightgbm" else "knn"
-        return Prediction(name, pdf, pdf.median(), support, near.neighbours, near.neighbour_weights)
+        space = self.frame.transform(x)
+        near = self.knn.predict(space, exclude=hidden)
+        out = {"knn": near.pdf}
+        if "lightgbm" in wanted:
+            out["lightgbm"] = self.boost.predict(self.frame.trees(x), exclude=label, threads=threads)
+        out["network"] = self.network.predict(space, exclude=label)
+        return out, near, hidden
 
-    def _validate(self, x: Floats, z: Floats, seed: int) -> tuple[dict[str, Any], Estimator]:
-        """Scores of each estimator on unseen labels, plain and weighted to the target, and the default between them."""
+    def _predict(self, x: Floats, label: Ints, estimator: str, threads: int) -> Prediction:
+        wanted = frozenset(self.blend.members) if estimator == "blend" else frozenset({estimator})
+        members, near, hidden = self._members(x, label, wanted, threads)
+        pdf = self.blend.of(members) if estimator == "blend" else members[estimator]
+        calibration = self.calibrations[estimator]
+        pdf = calibration.recalibrated(pdf)
+        ratio = self.shift.at(self.frame.transform(x))
+        ratio = np.where(label >= 0, self.shift.weights[label], ratio)
+        support = self.support.answer(
+            self.frame.spaces(x)[self.support_space],
+            pdf,
+            near.neighbour_weights,
+            disagreement=disagreement(members),
+            mass_at_infinity=calibration.mass_at_infinity(ratio),
+            exclude=hidden,
+        )
+        name: Any = estimator
+        return Prediction(name, pdf, pdf.median(), support, ratio, near.neighbours, near.neighbour_weights)
+
+    def interval(self, prediction: Prediction, level: float) -> tuple[Floats, Floats]:
+        """Ends (N,) of weighted conformal intervals; -inf and inf where the labels cannot promise `level`."""
+        return self.calibrations[prediction.estimator].interval(prediction.pdf, prediction.ratio, level)
+
+    def _validated(self, x: Floats, z: Floats, seed: int, threads: int) -> Validated:
         rows = np.sort(np.random.default_rng(seed).permutation(len(x))[:VALIDATION_ROWS])
-        weights = self.shift.weights[rows]
-        importance = weights if weights.any() else np.ones(len(rows))
-        scores: dict[str, Any] = {}
-        losses = {}
-        for name in ESTIMATORS:
-            answer = self.predict(x[rows], estimator=name, exclude=rows)
-            loss = losses[name] = metrics.crps(answer.pdf, z[rows]) / (1 + z[rows])
-            inside = answer.support.in_support
-            scores[name] = {
-                "unweighted": metrics.summary(answer.point, z[rows], minimum=1),
-                "weighted": metrics.summary(answer.point, z[rows], importance, minimum=1),
-                "crps": float(loss.mean()),
-                "crps_weighted": metrics.weighted_mean(loss, importance),
-                "pit_ks_weighted": metrics.pit_ks(answer.pdf.pit(z[rows]), importance),
-                "coverage_68_weighted": metrics.coverage(answer.pdf, z[rows], 0.68, importance),
-                "in_support": float(inside.mean()),
-            }
-        # The plainly better one, unless the other is clearly better where the target lies.
-        first: Estimator = "knn" if losses["knn"].mean() <= losses["lightgbm"].mean() else "lightgbm"
-        other: Estimator = "lightgbm" if first == "knn" else "knn"
-        return scores, other if metrics.clearly_better(losses[first], losses[other], importance) else first
+        members, near, hidden = self._members(x[rows], rows, frozenset(MEMBERS), threads)
+        support = self.support.answer(
+            self.frame.spaces(x[rows])[self.support_space],
+            members["knn"],
+            near.neighbour_weights,
+            disagreement=disagreement(members),
+            mass_at_infinity=np.zeros(len(rows)),
+            exclude=hidden,
+        )
+        return validate(members, z[rows], self.shift.weights[rows], support.in_support, seed=seed)
 
     def to_arrays(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         """Arrays (for an .npz without pickle) and a JSON document that `from_arrays` takes back."""
-        arrays: dict[str, npt.NDArray[Any]] = {"companions": self.companions}
-        config: dict[str, Any] = {
-            "support_space": self.support_space,
-            "default_estimator": self.default_estimator,
-            "report": self.report,
-        }
-        for part in PARTS:
-            owner = getattr(self, part)
-            config[part] = {}
-            for name, value in ((field.name, getattr(owner, field.name)) for field in fields(owner)):
-                if name == "texts":  # megabytes: beside the JSON, not in it
-                    arrays[f"{part}.{name}"] = np.frombuffer("\0".join(value).encode(), dtype=np.uint8)
-                elif isinstance(value, np.ndarray):
-                    arrays[f"{part}.{name}"] = value
-                else:
-                    config[part][name] = value
+        arrays, config = to_parts({part: getattr(self, part) for part in PARTS} | _calibration_parts(self.calibrations))
+        arrays["companions"] = self.companions
+        config["support_space"], config["default_estimator"] = self.support_space, self.default_estimator
+        config["report"] = self.report
         return arrays, json.loads(json.dumps(config, allow_nan=False))
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], config: Mapping[str, Any]) -> Self:
         """The model that `to_arrays` wrote; `BadInput` naming what is missing."""
-
-        def value(part: str, name: str) -> Any:
-            if name == "texts":
-                return tuple(bytes(arrays[f"{part}.{name}"]).decode().split("\0"))
-            found = arrays[f"{part}.{name}"] if f"{part}.{name}" in arrays else config[part][name]
-            return tuple(found) if isinstance(found, list) else found
-
-        try:
-            parts = {part: kind(**{f.name: value(part, f.name) for f in fields(kind)}) for part, kind in PARTS.items()}
-            return cls(
-                **parts,
-                support_space=config["support_space"],
-                companions=arrays["companions"],
-                default_estimator=config["default_estimator"],
-                report=config["report"],
-            )
-        except KeyError as error:
-            raise BadInput(
-                f"redshift model: {error} is missing; the files are damaged or of another version"
-            ) from error
+        kinds = PARTS | _calibration_parts(dict.fromkeys(ESTIMATORS, Calibration))
+        parts = from_parts(kinds, arrays, config)
+        return cls(
+            **{part: parts[part] for part in PARTS},
+            calibrations={name: parts[f"calibration-{name}"] for name in ESTIMATORS},
+            support_space=config["support_space"],
+            companions=arrays["companions"],
+            default_estimator=config["default_estimator"],
+            report=config["report"],
+        )
 
 
 PARTS: dict[str, Any] = {
     "frame": Frame,
     "knn": KnnRedshift,
     "boost": BoostRedshift,
+    "network": NetworkRedshift,
+    "blend": Blend,
     "support": Support,
     "shift": ShiftWeights,
 }
+
+
+def _calibration_parts(calibrations: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"calibration-{name}": value for name, value in calibrations.items()}
 
 
 def _joined(parts: list[Prediction]) -> Prediction:
     def stack(pick: Callable[[Prediction], npt.NDArray[Any]]) -> Any:
         return np.concatenate([pick(part) for part in parts])
 
-    support = SupportAnswer(
-        distance_ratio=stack(lambda p: p.support.distance_ratio),
-        effective_neighbours=stack(lambda p: p.support.effective_neighbours),
-        beyond_labels=stack(lambda p: p.support.beyond_labels),
-        flags=stack(lambda p: p.support.flags),
-    )
     return Prediction(
         estimator=parts[0].estimator,
         pdf=Pdf(parts[0].pdf.edges, stack(lambda p: p.pdf.density)),
         point=stack(lambda p: p.point),
-        support=support,
+        support=SupportAnswer(
+            **{f.name: stack(lambda p, name=f.name: getattr(p.support, name)) for f in fields(SupportAnswer)}  # type: ignore[misc]
+        ),
+        ratio=stack(lambda p: p.ratio),
         neighbours=stack(lambda p: p.neighbours),
         neighbour_weights=stack(lambda p: p.neighbour_weights),
     )
-
 
 def checked_redshifts(z: npt.ArrayLike, n: int) -> tuple[Floats, int]:
     """Labelled redshifts (n,) with -0.01..0 set to 0, and how many were; `BadInput` for what cannot be fitted on."""
@@ -311,20 +321,38 @@ def _magnitude(x: Floats, names: tuple[str, ...], given: npt.ArrayLike | None) -
     return x[:, found[0]] if found else None
 
 
-def _shift_weights(
-    frame: Frame, x: Floats, target: Floats, observables: tuple[npt.ArrayLike, npt.ArrayLike] | None
-) -> ShiftWeights:
-    if observables is not None:
-        labelled, wanted = (np.asarray(part, dtype=np.float64) for part in observables)
+def _observables(
+    frame: Frame, x: Floats, target: Floats, given: tuple[npt.ArrayLike, npt.ArrayLike] | None
+) -> tuple[Floats, Floats]:
+    """What the shift is measured in, of labels (L, P) and targets (M, P)."""
+    if given is not None:
+        labelled, wanted = (np.asarray(part, dtype=np.float64) for part in given)
         if labelled.ndim != 2 or len(labelled) != len(x) or wanted.ndim != 2 or len(wanted) != len(target):
             raise BadInput(f"observables {labelled.shape}, {wanted.shape}: expected ({len(x)}, P), ({len(target)}, P)")
         scale = labelled.std(axis=0)
         scale = np.where(scale > 0, scale, 1)
-        return neighbour_weights(labelled / scale, wanted / scale)
+        return labelled / scale, wanted / scale
     (photometry, embedding), (wanted_photometry, wanted_embedding) = frame.parts(x), frame.parts(target)
     if photometry.shape[1]:
-        return neighbour_weights(photometry, wanted_photometry)
-    return neighbour_weights(embedding[:, :WEIGHT_DIM], wanted_embedding[:, :WEIGHT_DIM])
+        return photometry, wanted_photometry
+    return embedding[:, :WEIGHT_DIM], wanted_embedding[:, :WEIGHT_DIM]
+
+
+def _told_in_features(
+    shift: ShiftWeights, frame: Frame, x: Floats, target: Floats, seen: tuple[Floats, Floats], seed: int
+) -> ShiftWeights:
+    """The same weights with their reference points in the neighbour space: a query's observables may not be known."""
+    rng = np.random.default_rng(seed)
+    labels, targets = (np.sort(rng.permutation(len(part))[:REFERENCE]) for part in (x, target))
+    points = frame.transform(np.concatenate([x[labels], target[targets]]))
+    ratio = np.concatenate([shift.weights[labels], shift.at(seen[1][targets])])
+    return replace(
+        shift,
+        reference=points,
+        reference_weights=ratio,
+        centre=np.zeros(points.shape[1]),
+        components=np.zeros((points.shape[1], 0)),
+    )
 
 
 def _fit_neighbours(

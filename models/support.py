@@ -22,6 +22,8 @@ Floats = npt.NDArray[np.float64]
 NEIGHBOUR = 5
 MIN_EFFECTIVE_NEIGHBOURS = 5.0
 MAX_BEYOND_LABELS = 0.05
+MAX_DISAGREEMENT = 0.1  # in dz
+MAX_MASS_AT_INFINITY = 0.05  # more, and a conformal interval of 95% is infinite
 # Bright fractions of the labels that answer for the rest; small ones too: mild cuts have too few bad answers to judge.
 HOLDOUT_CUTS = (0.2, 0.35, 0.5, 0.65, 0.8)
 HOLDOUT_NEIGHBOURS = 40
@@ -29,16 +31,20 @@ REASONS = (
     "no labelled source is near: the distance ratio is above 1",
     "fewer than 5 effective labelled neighbours",
     "more than 5% of the density lies beyond the labels' redshifts: a lower limit only",
+    "nearest neighbours and network disagree by more than 0.1 (1+z)",
+    "the labels are too few here to promise an interval of 95%",
 )
 
 
 @dataclass(frozen=True)
 class SupportAnswer:
-    """Support of N sources; `flags` (N, 3) bool marks which of `REASONS` hold, `in_support` (N,) where none does."""
+    """Support of N sources; `flags` (N, 5) bool marks which of `REASONS` hold, `in_support` (N,) where none does."""
 
     distance_ratio: Floats
     effective_neighbours: Floats
     beyond_labels: Floats
+    disagreement: Floats
+    mass_at_infinity: Floats
     flags: npt.NDArray[np.bool_]
 
     @property
@@ -65,14 +71,32 @@ class Support:
         return np.asarray(distance[:, -1] / self.unit_distance)
 
     def answer(
-        self, points: npt.ArrayLike, pdf: Pdf, neighbour_weights: Floats, *, exclude: npt.ArrayLike | None = None
+        self,
+        points: npt.ArrayLike,
+        pdf: Pdf,
+        neighbour_weights: Floats,
+        *,
+        disagreement: Floats,
+        mass_at_infinity: Floats,
+        exclude: npt.ArrayLike | None = None,
     ) -> SupportAnswer:
-        """Support of `points` (N, D) with densities `pdf` made from neighbours of weights (N, k) that sum to 1."""
+        """Support of `points` (N, D) with densities `pdf`; their labelled neighbours' weights (N, k) sum to 1.
+
+        `disagreement` (N,) of the estimators, in dz; `mass_at_infinity` (N,) of the conformal distribution.
+        """
         ratio = self.distance_ratio(points, exclude=exclude)
         effective = 1 / (neighbour_weights**2).sum(axis=1)
         beyond = 1 - pdf.pit(np.full(len(pdf), self.z_limit))
-        flags = np.column_stack([ratio > 1, effective < MIN_EFFECTIVE_NEIGHBOURS, beyond > MAX_BEYOND_LABELS])
-        return SupportAnswer(ratio, effective, np.asarray(beyond), flags)
+        flags = np.column_stack(
+            [
+                ratio > 1,
+                effective < MIN_EFFECTIVE_NEIGHBOURS,
+                beyond > MAX_BEYOND_LABELS,
+                disagreement > MAX_DISAGREEMENT,
+                mass_at_infinity > MAX_MASS_AT_INFINITY,
+            ]
+        )
+        return SupportAnswer(ratio, effective, np.asarray(beyond), disagreement, mass_at_infinity, flags)
 
 
 def fit_support(bank: npt.ArrayLike, z: npt.ArrayLike, *, exclude: npt.ArrayLike | None = None) -> Support:

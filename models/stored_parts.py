@@ -1,0 +1,48 @@
+"""Frozen dataclasses as arrays for an .npz without pickle, and a JSON document beside them; and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from redshelf.models.errors import BadInput
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+TEXTS = "texts"  # a field of megabytes of text: beside the JSON, not in it
+
+
+def to_parts(parts: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
+    """Arrays "name.field", and for each name a document of the fields that are no arrays."""
+    arrays: Arrays = {}
+    config: dict[str, Any] = {}
+    for part, owner in parts.items():
+        config[part] = {}
+        for name, value in ((field.name, getattr(owner, field.name)) for field in fields(owner)):
+            if name == TEXTS:
+                arrays[f"{part}.{name}"] = np.frombuffer("\0".join(value).encode(), dtype=np.uint8)
+            elif isinstance(value, np.ndarray):
+                arrays[f"{part}.{name}"] = value
+            else:
+                config[part][name] = value
+    return arrays, config
+
+
+def from_parts(kinds: Mapping[str, Any], arrays: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What `to_parts` wrote, as `kinds` (the class of each name); `BadInput` naming what is missing."""
+
+    def value(part: str, name: str) -> Any:
+        if name == TEXTS:
+            return tuple(bytes(arrays[f"{part}.{name}"]).decode().split("\0"))
+        found = arrays[f"{part}.{name}"] if f"{part}.{name}" in arrays else config[part][name]
+        return tuple(found) if isinstance(found, list) else found
+
+    try:
+        return {part: kind(**{f.name: value(part, f.name) for f in fields(kind)}) for part, kind in kinds.items()}
+    except KeyError as error:
+        raise BadInput(
+            f"redshift model: {error} is missing; the files are damaged or of another version: fit again"
+        ) from error
