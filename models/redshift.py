@@ -294,6 +294,7 @@ def _joined(parts: list[Prediction]) -> Prediction:
         neighbour_weights=stack(lambda p: p.neighbour_weights),
     )
 
+
 def checked_redshifts(z: npt.ArrayLike, n: int) -> tuple[Floats, int]:
     """Labelled redshifts (n,) with -0.01..0 set to 0, and how many were; `BadInput` for what cannot be fitted on."""
     out = np.asarray(z, dtype=np.float64)

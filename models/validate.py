@@ -74,7 +74,9 @@ def validate(
     return Validated(blend, calibrations, scores, _default(losses, importance))
 
 
-def _scores(pdf: Pdf, z: Floats, importance: Floats, in_support: npt.NDArray[np.bool_]) -> tuple[dict[str, Any], Floats]:
+def _scores(
+    pdf: Pdf, z: Floats, importance: Floats, in_support: npt.NDArray[np.bool_]
+) -> tuple[dict[str, Any], Floats]:
     point, pit = pdf.median(), pdf.pit(z)
     loss = metrics.crps(pdf, z) / (1 + z)
     inside = importance * in_support
