@@ -1,11 +1,16 @@
 """Neighbour-ratio weights against brute force and known ratios."""
 
+import json
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 from sklearn.neighbors import BallTree, NearestNeighbors
 
 from redshelf.models.errors import BadInput
-from redshelf.models.shift import ShiftWeights, neighbour_weights
+from redshelf.models.metrics import effective_sample_size
+from redshelf.models.ratio_choice import METHODS, choose_weights, density_ratio_risk
+from redshelf.models.shift import ShiftWeights, clipped, cunha_weights, neighbour_weights, powered
 
 
 def oracle(labelled, target, k):
@@ -96,3 +101,192 @@ def test_moderate_weights_of_many_labels_are_no_null_shift_and_no_warning():
     weights = np.concatenate([np.full(5000, 0.5), np.full(5000, 1.5)])
     out = ShiftWeights("neighbour-ratio", weights, 8000.0, 1.0)
     assert not out.is_null and not out.warnings()
+
+
+def shifted(n, m, shift=1.0, dim=2, seed=0):
+    """Labels N(0, 1), targets N(shift, 1) in the first column."""
+    rng = np.random.default_rng(seed)
+    labelled, target = rng.normal(size=(n, dim)), rng.normal(size=(m, dim))
+    target[:, 0] += shift
+    return labelled, target
+
+
+def test_rows_of_labels_in_another_order_have_their_weights_in_that_order():
+    labelled, target = shifted(300, 900)
+    order = np.random.default_rng(1).permutation(300)
+    np.testing.assert_array_equal(
+        neighbour_weights(labelled[order], target).weights, neighbour_weights(labelled, target).weights[order]
+    )
+
+
+def test_the_ratio_at_targets_is_that_of_a_brute_count_without_themselves():
+    labelled, target = shifted(200, 500)
+    found = neighbour_weights(labelled, target, k=10)
+    near = np.sort(np.linalg.norm(target[:, None] - labelled, axis=2), axis=1)[:, 9]
+    inside = (np.linalg.norm(target[:, None] - target, axis=2) <= near[:, None]).sum(axis=1) - 1
+    np.testing.assert_allclose(found.reference_weights[200:], inside / 499 / (10 / 201))
+    np.testing.assert_allclose(found.reference[200:], target - labelled.mean(axis=0), atol=1e-6)
+
+
+def test_the_ratio_anywhere_agrees_with_the_true_one():
+    rng = np.random.default_rng(8)
+    labelled, target = rng.uniform(0, 1, (4000, 1)), np.sqrt(rng.uniform(0, 1, (20000, 1)))
+    at = np.linspace(0.1, 0.9, 50)[:, None]
+    ratio = neighbour_weights(labelled, target, k=100).at(at) / (2 * at[:, 0])
+    assert ratio.mean() == pytest.approx(1, abs=0.04)
+    assert ratio.std() < 1.5 / np.sqrt(100)
+
+
+def test_the_ratio_where_only_targets_are_is_large():
+    labelled, target = shifted(1000, 3000, shift=6.0)
+    assert neighbour_weights(labelled, target).at([[6.0, 0.0]])[0] > 10
+
+
+def test_points_of_another_width_and_weights_without_a_reference_are_refused():
+    found = neighbour_weights(*shifted(50, 80))
+    for points in (np.zeros((3, 5)), np.zeros((0, 5)), np.zeros(3), [[np.nan, 0.0]]):
+        with pytest.raises(BadInput):
+            found.at(points)
+    assert found.at(np.zeros((0, 2))).shape == (0,)
+    with pytest.raises(BadInput, match="no reference points"):
+        ShiftWeights("neighbour-ratio", np.ones(3), 3.0, 1.0).at(np.zeros((1, 2)))
+
+
+def test_a_target_on_disk_is_read_in_blocks(tmp_path):
+    labelled, target = shifted(200, 3000)
+    np.save(tmp_path / "target.npy", target.astype(np.float32))
+    mapped = np.load(tmp_path / "target.npy", mmap_mode="r")
+    np.testing.assert_array_equal(
+        neighbour_weights(labelled, mapped).weights,
+        neighbour_weights(labelled, target.astype(np.float32)).weights,
+    )
+
+
+def test_lost_targets_are_those_in_no_ball_and_cunha_drops_them():
+    labelled, target = shifted(400, 1200, shift=3.0)
+    lima, cunha = neighbour_weights(labelled, target, k=10), cunha_weights(labelled, target, k=10)
+    distance = np.linalg.norm(labelled[:, None] - labelled, axis=2)
+    radius = np.sort(distance, axis=1)[:, 10]
+    connected = (np.linalg.norm(target[:, None] - labelled, axis=2) <= radius).any(axis=1)
+    assert 0.02 < connected.mean() < 0.98
+    assert lima.details["targets_lost"] == pytest.approx(1 - connected.mean())
+    np.testing.assert_allclose(cunha.weights, neighbour_weights(labelled, target[connected], k=10).weights)
+    np.testing.assert_allclose(cunha.at(target), lima.at(target) / connected.mean())
+    assert any("outside every label's neighbourhood" in line for line in cunha.warnings())
+
+
+def test_cunha_without_any_connected_target_has_no_weight():
+    found = cunha_weights(*shifted(100, 100, shift=1000.0))
+    assert found.mean_weight == 0 and found.details["targets_lost"] == 1
+
+
+def test_clipping_cuts_weights_and_ratio_and_lets_the_mean_fall():
+    found = neighbour_weights(*shifted(500, 2000))
+    cut = clipped(found, value=2.0)
+    np.testing.assert_array_equal(cut.weights, np.minimum(found.weights, 2))
+    assert cut.reference_weights.max() == 2 and cut.mean_weight < found.mean_weight
+    assert cut.effective_sample_size == effective_sample_size(cut.weights) > found.effective_sample_size
+    quantile = clipped(found, quantile=0.9)
+    assert quantile.weights.max() == pytest.approx(np.quantile(found.weights, 0.9))
+    assert quantile.method.startswith("neighbour-ratio, clipped at ")
+
+
+def test_a_power_keeps_the_mean():
+    found = neighbour_weights(*shifted(500, 2000))
+    root = powered(found, 0.5)
+    assert root.mean_weight == pytest.approx(found.mean_weight)
+    np.testing.assert_allclose(root.weights / root.weights[0], np.sqrt(found.weights / found.weights[0]))
+    factor = root.weights[0] / np.sqrt(found.weights[0])
+    np.testing.assert_allclose(root.reference_weights, factor * np.sqrt(found.reference_weights))
+    np.testing.assert_allclose(powered(found, 1).weights, found.weights)
+    np.testing.assert_allclose(powered(found, 0).weights, found.mean_weight)
+    nothing = neighbour_weights(*shifted(100, 100, shift=1000.0))
+    assert powered(nothing, 0.5).mean_weight == 0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda found: clipped(found),
+        lambda found: clipped(found, value=1, quantile=0.5),
+        lambda found: clipped(found, value=0),
+        lambda found: clipped(found, quantile=1.1),
+        lambda found: powered(found, -0.1),
+        lambda found: powered(found, 1.5),
+    ],
+)
+def test_stabilisers_out_of_range_are_refused(call):
+    with pytest.raises(BadInput, match="expected"):
+        call(neighbour_weights(*shifted(50, 80)))
+
+
+def test_the_risk_is_least_for_the_true_ratio():
+    labelled, target = shifted(20_000, 20_000)
+    near, far = (np.exp(part[:, 0] - 0.5) for part in (labelled, target))
+    risk, error = density_ratio_risk(near, far)
+    assert risk == pytest.approx(-np.e / 2, abs=4 * error)  # -1/2 mean over labels of the squared ratio
+    for other in (lambda r: r**0.7, lambda r: 1.3 * r, np.ones_like):
+        assert density_ratio_risk(other(near), other(far))[0] > risk
+    assert density_ratio_risk([1, 1], [1, 1, 1]) == (-0.5, 0)
+
+
+def test_a_method_nearer_to_the_truth_is_chosen_and_one_further_from_it_is_not():
+    labelled, target = shifted(1500, 4000, dim=9)
+
+    def true(x, y, *, seed=0):
+        found = neighbour_weights(x, y, seed=seed)
+        centre = found.reference + found.centre
+        return replace(found, weights=np.exp(x[:, 0] - 0.5), reference_weights=np.exp(centre[:, 0] - 0.5))
+
+    def wild(x, y, *, seed=0):
+        found = neighbour_weights(x, y, seed=seed)
+        return replace(found, reference_weights=found.reference_weights[::-1])
+
+    names = {"neighbour-ratio": neighbour_weights, "wild": wild}
+    chosen, report = choose_weights(names, labelled, target, redshifts=labelled[:, 0] + 5)
+    assert report["chosen"] == "neighbour-ratio" and report["candidates"]["wild"]["gain"] < 0
+    np.testing.assert_array_equal(chosen.weights, neighbour_weights(labelled, target).weights)
+    scores = report["candidates"]["neighbour-ratio"]
+    assert scores["weighted_mean_z"] == pytest.approx(np.average(labelled[:, 0] + 5, weights=chosen.weights))
+    assert scores["gain"] == 0 and scores["risk"] < -0.5
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    chosen, report = choose_weights({**names, "true": true}, labelled, target)
+    assert report["chosen"] == "true" and chosen.weights == pytest.approx(np.exp(labelled[:, 0] - 0.5))
+
+
+def test_every_method_can_be_a_candidate_and_one_that_refuses_is_reported():
+    def refusing(x, y, *, seed=0):
+        raise BadInput("too many: expected fewer")
+
+    _, report = choose_weights({**METHODS, "refusing": refusing}, *shifted(300, 600))
+    assert set(report["candidates"]) == {*METHODS, "refusing"}
+    assert report["candidates"]["refusing"] == {"refused": "too many: expected fewer"}
+    assert report["candidates"]["none"]["risk"] == -0.5
+    assert {"auc", "risk_error", "warnings"} <= report["candidates"]["classifier"].keys()
+    with pytest.raises(BadInput, match="too many"):
+        choose_weights({"refusing": refusing}, *shifted(300, 600))
+
+
+def test_without_a_shift_no_weights_is_chosen():
+    chosen, report = choose_weights(
+        {"none": METHODS["none"], "neighbour-ratio": neighbour_weights}, *shifted(1000, 3000, shift=0.0)
+    )
+    assert report["chosen"] == "none" and chosen.is_null and not chosen.warnings()
+
+
+@pytest.mark.parametrize(
+    ("candidates", "n", "m", "z"),
+    [({}, 50, 50, None), (METHODS, 2, 50, None), (METHODS, 50, 2, None), (METHODS, 50, 50, np.ones(49))],
+)
+def test_a_choice_that_cannot_be_made_is_refused(candidates, n, m, z):
+    with pytest.raises(BadInput, match="expected"):
+        choose_weights(candidates, *shifted(n, m), redshifts=z)
+
+
+def test_weights_with_their_reference_survive_the_arrays_of_a_model():
+    found = cunha_weights(*shifted(200, 400))
+    arrays = {f.name: getattr(found, f.name) for f in fields(found) if isinstance(getattr(found, f.name), np.ndarray)}
+    rest = {f.name: getattr(found, f.name) for f in fields(found) if f.name not in arrays}
+    again = ShiftWeights(**arrays, **json.loads(json.dumps(rest, allow_nan=False)))
+    np.testing.assert_array_equal(again.at(np.ones((4, 2))), found.at(np.ones((4, 2))))
+    assert again.details == found.details
