@@ -19,7 +19,9 @@ from redshelf.models.metrics import clearly_better, effective_sample_size
 from redshelf.models.pdf import Pdf
 
 Floats = npt.NDArray[np.float64]
-KNOTS = np.array([0.0, 0.005, 0.025, 0.08, 0.16, 0.25, 0.375, 0.5, 0.625, 0.75, 0.84, 0.92, 0.975, 0.995, 1.0])
+KNOTS = np.array(
+    [0, 2e-4, 2e-3, 0.01, 0.03, 0.08, 0.16, 0.25, 0.375, 0.5, 0.625, 0.75, 0.84, 0.92, 0.97, 0.99, 0.998, 0.9998, 1]
+)
 PRIOR_SIZES = (10.0, 50.0)  # labels that the prior, an already calibrated density, counts for
 FOLDS = 5
 

@@ -24,7 +24,8 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 ROUNDS = 2  # members a fold
 WIDTHS = (256, 256, 64, 256)
-STEPS, BATCH, RATE, DECAY, DROPOUT = 1500, 256, 2e-3, 1e-2, 0.1
+STEPS, RATE, DECAY, DROPOUT = 700, 2e-3, 1e-2, 0.1
+BATCHES = (32, 256)  # labels in a batch: an eighth of them, within these
 EPOCHS = 5  # at least, where labels are many
 WARMUP = 100
 CLIP = 8.0  # standard deviations: a feature beyond is no better known than this
@@ -119,7 +120,7 @@ def _train(
             share = torch.ones(len(z)) if weights is None else torch.from_numpy(weights / weights.mean()).float()
             seen = [np.flatnonzero(fold != member % FOLDS) for member in range(members)]
             smallest = min(map(len, seen))
-            size = min(BATCH, smallest)
+            size = min(int(np.clip(smallest // 8, *BATCHES)), smallest)
             steps = max(STEPS, EPOCHS * smallest // size)
             draws = [_batches(rows, size, rng) for rows in seen]
             for step in range(steps):

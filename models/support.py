@@ -27,6 +27,7 @@ MAX_MASS_AT_INFINITY = 0.05  # more, and a conformal interval of 95% is infinite
 # Bright fractions of the labels that answer for the rest; small ones too: mild cuts have too few bad answers to judge.
 HOLDOUT_CUTS = (0.2, 0.35, 0.5, 0.65, 0.8)
 HOLDOUT_NEIGHBOURS = 40
+NUMBERS = ("distance_ratio", "effective_neighbours", "beyond_labels", "disagreement", "mass_at_infinity")
 REASONS = (
     "no labelled source is near: the distance ratio is above 1",
     "fewer than 5 effective labelled neighbours",

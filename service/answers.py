@@ -211,6 +211,11 @@ class Support(Answer):
     distance_ratio: float
     effective_neighbours: float
     beyond_labels: float = Field(description="probability beyond the 99th percentile of the labelled redshifts")
+    disagreement: float = Field(description="of nearest neighbours and network, |difference| / (1 + z)")
+    mass_at_infinity: float = Field(
+        description="share of the conformal distribution that no label stands for: an interval of a level above 1 minus "
+        "it is infinite"
+    )
 
 
 class Shift(Answer):
@@ -219,11 +224,23 @@ class Shift(Answer):
 
 
 class Calibration(Answer):
-    """Of the estimator on held-out labels, weighted to the target: how far PIT is from uniform, and the sample size."""
+    """Of the estimator on held-out labels, weighted to the target: how far PIT is from uniform, and the sample size.
+
+    Coverages are those of labels in support; each has an error of about sqrt(c (1 - c) / effective_sample_size).
+    """
 
     method: str
     pit_ks: float | None
+    coverage_68: float
+    coverage_95: float
     effective_sample_size: float
+
+
+class Conformal(Answer):
+    """Weighted split conformal intervals (Tibshirani et al. 2019); null where the labels cannot promise the level."""
+
+    interval_68: tuple[float, float] | None
+    interval_95: tuple[float, float] | None
 
 
 class RedshiftAnswer(Answer):
@@ -234,7 +251,8 @@ class RedshiftAnswer(Answer):
     z_mode: float | None
     z_q16: float | None
     z_q84: float | None
-    interval_95: tuple[float, float] | None
+    interval_95: tuple[float, float] | None = Field(description="quantiles of the density, 2.5% and 97.5%")
+    conformal: Conformal
     pdf: PdfAnswer | None
     support: Support
     shift: Shift

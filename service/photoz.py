@@ -21,10 +21,13 @@ from redshelf.service.shelf import OpenRedshift, OpenShelf
 
 FORMATS = ("parquet", "fits", "hdf5")
 POINTS = ("z_median", "z_mode", "z_q16", "z_q84", "z_q025", "z_q975")
+CONFORMAL = tuple(f"conformal_{side}_{percent}" for percent in (68, 95) for side in ("low", "high"))
 SUPPORT = {
     "distance_ratio": "to the 5th labelled neighbour; above 1 no labelled source is near",
     "effective_neighbours": "labelled",
     "beyond_labels": "probability beyond the 99th percentile of the labelled redshifts",
+    "disagreement": "of nearest neighbours and network, |difference| / (1 + z)",
+    "mass_at_infinity": "share of the conformal distribution that no label stands for",
 }
 BITS = "\n".join(f"{1 << bit} is {reason}" for bit, reason in enumerate(REASONS))
 
@@ -40,6 +43,8 @@ def _told(shelf: OpenShelf, fit: OpenRedshift, estimator: str) -> dict[str, Any]
         "n_neighbours": fit.model.knn.k,
         "calibration_method": trust.method,
         "calibration_pit_ks": trust.pit_ks,
+        "calibration_coverage_68": trust.coverage_68,
+        "calibration_coverage_95": trust.coverage_95,
         "calibration_effective_sample_size": trust.effective_sample_size,
         "shift_method": shift.method,
         "shift_effective_sample_size": shift.effective_sample_size,
@@ -53,6 +58,7 @@ def _schema(format: str, told: dict[str, Any], edges: npt.NDArray[np.float64]) -
         pa.field("ra_deg", real, metadata={"unit": "deg"}),
         pa.field("dec_deg", real, metadata={"unit": "deg"}),
         *(pa.field(name, real) for name in POINTS),
+        *(pa.field(name, real, metadata={"says": "absent where the labels cannot promise it"}) for name in CONFORMAL),
         pa.field("in_support", pa.bool_()),
         pa.field("reasons", pa.list_(pa.string()))
         if words
@@ -94,7 +100,7 @@ def table(shelf: OpenShelf, *, encoder: str | None, estimator: str | None, forma
             "source_id": [bytes(source_id).decode() for source_id in columns["ids"][own]],
             "ra_deg": columns["ra"][own],
             "dec_deg": columns["dec"][own],
-            **{point: pa.array(z, mask=refused) for point, z in numbers(prediction.pdf).items()},
+            **{name: pa.array(z, mask=refused | np.isnan(z)) for name, z in numbers(fit, prediction).items()},
             "in_support": ~flags.any(axis=1),
             "reasons": _words(flags) if format == "parquet" else flags @ (1 << np.arange(len(REASONS))),
             **{part: getattr(prediction.support, part) for part in SUPPORT},

@@ -16,7 +16,6 @@ from redshelf.service.answers import PdfAnswer, RedshiftAnswer, Support
 from redshelf.service.shelf import OpenRedshift, OpenShelf
 
 if TYPE_CHECKING:
-    from redshelf.models.pdf import Pdf
     from redshelf.models.redshift import Prediction
 
 MAX_IDS = 1000
@@ -63,21 +62,37 @@ def is_refused(flags: Bools) -> Bools:
     return np.asarray(flags[:, : len(REFUSALS)].any(axis=1))
 
 
-def numbers(density: Pdf) -> dict[str, Floats]:
-    """What is said of each density in numbers, (N,) each: median, mode and the ends of 68% and 95%."""
+def numbers(fit: OpenRedshift, prediction: Prediction) -> dict[str, Floats]:
+    """What is said of each density in numbers, (N,) each: median, mode, and the ends of 68% and 95%.
+
+    First as quantiles of the density, then as conformal intervals, NaN where the labels cannot promise the level.
+    """
+    density = prediction.pdf
     quantiles = {"z_q16": 0.16, "z_q84": 0.84, "z_q025": 0.025, "z_q975": 0.975}
-    found = {"z_median": density.median(), "z_mode": density.mode()}
-    return found | {name: density.quantile(q) for name, q in quantiles.items()}
+    found = {"z_median": prediction.point, "z_mode": density.mode()}
+    found |= {name: density.quantile(q) for name, q in quantiles.items()}
+    for percent in (68, 95):
+        ends = fit.model.interval(prediction, percent / 100)
+        for side, end in zip(("low", "high"), ends, strict=True):
+            found[f"conformal_{side}_{percent}"] = np.where(np.isfinite(end), end, np.nan)
+    return found
 
 
 def calibration(fit: OpenRedshift, estimator: str) -> answers.Calibration:
     """How far the densities of an estimator can be trusted, from labels that were held out."""
     validation = fit.model.report["validation"][estimator]
     return answers.Calibration(
-        method="out-of-fold residuals" if estimator == "lightgbm" else "leave-one-out smoothing",
+        method="weighted recalibration" if validation["recalibrated"] else "validated, no recalibration needed",
         pit_ks=validation["pit_ks_weighted"],
+        coverage_68=validation["coverage_68_weighted"],
+        coverage_95=validation["coverage_95_weighted"],
         effective_sample_size=validation["weighted"]["ess"],
     )
+
+
+def _ends(z: dict[str, Floats], percent: int, row: int) -> tuple[float, float] | None:
+    low, high = (float(z[f"conformal_{side}_{percent}"][row]) for side in ("low", "high"))
+    return None if np.isnan(low) else (low, high)
 
 
 def _answers(
@@ -91,7 +106,7 @@ def _answers(
     pdf: bool,
     bands_missing: tuple[str, ...],
 ) -> list[RedshiftAnswer]:
-    density, z = prediction.pdf, numbers(prediction.pdf)
+    density, z = prediction.pdf, numbers(fit, prediction)
     flags = np.column_stack([judged, prediction.support.flags])
     refused = is_refused(flags)
     shift, trust = fit.model.shift, calibration(fit, estimator)
@@ -104,15 +119,17 @@ def _answers(
                 source_id=source_id,
                 **points,
                 interval_95=None if refused[i] else (float(z["z_q025"][i]), float(z["z_q975"][i])),
+                conformal=answers.Conformal(
+                    interval_68=None if refused[i] else _ends(z, 68, i),
+                    interval_95=None if refused[i] else _ends(z, 95, i),
+                ),
                 pdf=PdfAnswer(z=density.edges.tolist(), density=density.density[i].tolist())
                 if pdf and not refused[i]
                 else None,
                 support=Support(
                     in_support=not reasons,
                     reasons=reasons,
-                    distance_ratio=float(prediction.support.distance_ratio[i]),
-                    effective_neighbours=float(prediction.support.effective_neighbours[i]),
-                    beyond_labels=float(prediction.support.beyond_labels[i]),
+                    **{name: float(getattr(prediction.support, name)[i]) for name in support.NUMBERS},
                 ),
                 shift=answers.Shift(method=shift.method, effective_sample_size=shift.effective_sample_size),
                 calibration=trust,

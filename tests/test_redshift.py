@@ -9,7 +9,8 @@ import pytest
 from redshelf.models import metrics
 from redshelf.models.errors import BadInput, NotFound
 from redshelf.models.frame import fit_frame, is_magnitude
-from redshelf.models.redshift import RedshiftModel, checked_redshifts
+from redshelf.models.pdf import Pdf
+from redshelf.models.redshift import ESTIMATORS, RedshiftModel, checked_redshifts
 
 NAMES = ("u-g", "g-r", "r-i", "i", "observed_g")
 EMBEDDING = tuple(f"e{n}" for n in range(80))
@@ -33,9 +34,9 @@ def fitted():
     return x, z, target, truth, RedshiftModel.fit(x, z, target, names=NAMES)
 
 
-def test_both_estimators_find_the_redshift_and_its_uncertainty(fitted):
+def test_every_estimator_finds_the_redshift_and_its_uncertainty(fitted):
     _, _, target, truth, model = fitted
-    for estimator in ("knn", "lightgbm"):
+    for estimator in ESTIMATORS:
         answer = model.predict(target, estimator=estimator)
         inside = answer.support.in_support
         scores = metrics.summary(answer.point[inside], truth[inside])
@@ -47,7 +48,7 @@ def test_the_report_states_the_shift_and_the_choice(fitted):
     report = fitted[4].report
     json.dumps(report, allow_nan=False)
     assert report["shift"]["weighted_mean_z"] > report["mean_z_labels"]
-    assert report["default_estimator"] in ("knn", "lightgbm")
+    assert report["default_estimator"] in ESTIMATORS
     for scores in report["validation"].values():
         assert scores["weighted"]["ess"] < scores["unweighted"]["n"] == 400
 
@@ -67,7 +68,8 @@ def test_a_null_shift_uses_no_weights():
     x, z = survey(300, 3)
     model = RedshiftModel.fit(x, z, survey(3000, 4)[0], names=NAMES)
     assert model.shift.is_null
-    assert not model.report["knn"]["shift_weights"] and model.report["lightgbm"]["shift_weights"] == 0
+    assert not model.report["knn"]["shift_weights"]
+    assert model.report["lightgbm"]["shift_weights"] == model.report["network"]["shift_weights"] == 0
     np.testing.assert_array_equal(model.knn.weights, 1)
 
 
@@ -79,7 +81,7 @@ def test_arrays_bring_the_model_back_without_pickle(fitted):
     file.seek(0)
     with np.load(file, allow_pickle=False) as loaded:
         again = RedshiftModel.from_arrays(dict(loaded), json.loads(json.dumps(config)))
-    for estimator in ("knn", "lightgbm"):
+    for estimator in ESTIMATORS:
         one, two = model.predict(target[:50], estimator=estimator), again.predict(target[:50], estimator=estimator)
         np.testing.assert_array_equal(one.pdf.density, two.pdf.density)
         np.testing.assert_array_equal(one.support.flags, two.support.flags)
@@ -87,6 +89,25 @@ def test_arrays_bring_the_model_back_without_pickle(fitted):
     del arrays["knn.bank"]
     with pytest.raises(BadInput, match="bank"):
         RedshiftModel.from_arrays(arrays, config)
+
+
+def test_the_mixture_of_the_blend_is_told_and_is_what_it_answers(fitted):
+    _, _, target, _, model = fitted
+    shares = model.report["blend"]
+    assert sum(shares.values()) == pytest.approx(1) and set(shares) == {"knn", "lightgbm", "network"}
+    members = model._members(target[:20], np.full(20, -1), frozenset({"lightgbm"}), 1)[0]
+    mixed = sum(shares[name] * members[name].density for name in members)
+    expected = model.calibrations["blend"].recalibrated(Pdf(model.knn.edges, mixed))
+    np.testing.assert_allclose(model.predict(target[:20], estimator="blend").pdf.density, expected.density, atol=1e-9)
+
+
+def test_conformal_intervals_hold_the_quantiles_they_promise(fitted):
+    _, _, target, truth, model = fitted
+    answer = model.predict(target, estimator="knn")
+    inside = answer.support.in_support
+    for level in (0.68, 0.95):
+        low, high = model.interval(answer, level)
+        assert ((low <= truth) & (truth <= high))[inside].mean() > level - 0.08
 
 
 def test_many_sources_are_answered_as_few_are(fitted):
@@ -130,7 +151,7 @@ def test_a_target_out_of_reach_is_answered_without_confidence():
     far = x + 40
     model = RedshiftModel.fit(x, z, far, names=NAMES)
     assert not model.shift.weights.any() and len(model.report["shift"]["warnings"]) == 2
-    for estimator in ("knn", "lightgbm"):
+    for estimator in ESTIMATORS:
         answer = model.predict(far, estimator=estimator)
         assert not answer.support.in_support.any()
         assert np.isfinite(answer.pdf.density).all()

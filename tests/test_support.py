@@ -34,15 +34,22 @@ def test_the_ratio_is_the_fifth_distance_over_its_unit():
 def test_each_reason_is_said_in_words_and_only_where_it_holds():
     rng = np.random.default_rng(2)
     support = fit_support(rng.normal(size=(500, 2)), rng.uniform(0, 1, 500))
-    points = np.array([[0.0, 0.0], [50.0, 50.0], [0.0, 0.0], [0.0, 0.0]])
-    pdf = narrow(np.array([0.5, 0.5, 0.5, 1.5]))
-    weights = np.full((4, 20), 1 / 20)
+    points = np.zeros((6, 2))
+    points[1] = 50.0
+    pdf = narrow(np.array([0.5, 0.5, 0.5, 1.5, 0.5, 0.5]))
+    weights = np.full((6, 20), 1 / 20)
     weights[2] = np.r_[1.0, np.zeros(19)]
-    answer = support.answer(points, pdf, weights)
-    assert [answer.reasons(row) for row in range(4)] == [[], [REASONS[0]], [REASONS[1]], [REASONS[2]]]
-    assert answer.in_support.tolist() == [True, False, False, False]
-    np.testing.assert_allclose(answer.effective_neighbours, [20, 20, 1, 20])
-    np.testing.assert_allclose(answer.beyond_labels, [0, 0, 0, 1], atol=1e-12)
+    answer = support.answer(
+        points,
+        pdf,
+        weights,
+        disagreement=np.array([0.1, 0, 0, 0, 0.11, 0]),
+        mass_at_infinity=np.array([0.05, 0, 0, 0, 0, 0.06]),
+    )
+    assert [answer.reasons(row) for row in range(6)] == [[], *([reason] for reason in REASONS)]
+    assert answer.in_support.tolist() == [True] + [False] * 5
+    np.testing.assert_allclose(answer.effective_neighbours, [20, 20, 1, 20, 20, 20])
+    np.testing.assert_allclose(answer.beyond_labels, [0, 0, 0, 1, 0, 0], atol=1e-12)
 
 
 def test_labels_that_coincide_support_only_themselves():
