@@ -42,7 +42,7 @@ def blend_shares(pdfs: Sequence[Pdf], z: npt.ArrayLike, weights: npt.ArrayLike) 
 
 def _least(gram: Floats, hit: Floats) -> Floats:
     """The a of the simplex with the least a' G a - 2 b' a: the best of the faces' own minima that lie inside them."""
-    n, best, lowest = len(hit), np.zeros(len(hit)), np.inf
+    n, best, lowest = len(hit), np.zeros(len(hit)), float("inf")
     for size in range(1, n + 1):
         for face in combinations(range(n), size):
             on = np.array(face)
@@ -50,7 +50,7 @@ def _least(gram: Floats, hit: Floats) -> Floats:
             found = np.linalg.lstsq(system, np.append(hit[on], 1.0), rcond=None)[0][:size]
             share = np.zeros(n)
             share[on] = found
-            loss = share @ gram @ share - 2 * hit @ share
+            loss = float(share @ gram @ share - 2 * hit @ share)
             if (found >= -1e-12).all() and abs(found.sum() - 1) < 1e-9 and loss < lowest - 1e-15:
                 best, lowest = np.maximum(share, 0), loss
     return np.asarray(best / best.sum())

@@ -19,9 +19,8 @@ from redshelf.models.metrics import clearly_better, effective_sample_size
 from redshelf.models.pdf import Pdf
 
 Floats = npt.NDArray[np.float64]
-KNOTS = np.array(
-    [0, 2e-4, 2e-3, 0.01, 0.03, 0.08, 0.16, 0.25, 0.375, 0.5, 0.625, 0.75, 0.84, 0.92, 0.97, 0.99, 0.998, 0.9998, 1]
-)
+LOWER = (0.0, 2e-4, 2e-3, 0.01, 0.03, 0.08, 0.16, 0.25, 0.375)
+KNOTS = np.array([*LOWER, 0.5, *(1 - p for p in reversed(LOWER))])  # of the map, dense where the tails are
 PRIOR_SIZES = (10.0, 50.0)  # labels that the prior, an already calibrated density, counts for
 FOLDS = 5
 
@@ -78,7 +77,7 @@ def conformal_threshold(scores: npt.ArrayLike, weights: npt.ArrayLike, ratio: np
     reached = np.cumsum(w[order])
     wanted = level * (reached[-1] + own)
     at = np.searchsorted(reached * (1 + 1e-12), wanted)
-    return np.append(s[order], np.inf)[at]
+    return np.asarray(np.append(s[order], np.inf)[at])
 
 
 def fit_calibration(pdf: Pdf, z: npt.ArrayLike, weights: npt.ArrayLike, *, seed: int = 0) -> Calibration:

@@ -137,7 +137,7 @@ def _train(
                 entropy, crps = redshift_loss(logits, truth[rows].view(-1), width=width)
                 loss = ((entropy + CRPS_WEIGHT * crps) * share[rows].view(-1)).sum() / size
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
         with torch.no_grad():
             return torch.cat([p.reshape(members, -1) for p in parameters], dim=1).numpy()

@@ -213,8 +213,8 @@ class Support(Answer):
     beyond_labels: float = Field(description="probability beyond the 99th percentile of the labelled redshifts")
     disagreement: float = Field(description="of nearest neighbours and network, |difference| / (1 + z)")
     mass_at_infinity: float = Field(
-        description="share of the conformal distribution that no label stands for: an interval of a level above 1 minus "
-        "it is infinite"
+        description="share of the conformal distribution that no label stands for: intervals of a level above 1 minus "
+        "it are infinite"
     )
 
 
