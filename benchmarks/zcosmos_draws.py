@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from redshelf.models import metrics
-from redshelf.models.redshift import RedshiftModel
+from redshelf.models.fitting import fit_redshift
 
 Floats = npt.NDArray[np.float64]
 BANDS = tuple("ubgvrizjk")
@@ -121,7 +121,7 @@ def our_points(x: Floats, z: Floats, target: Floats, say: Callable[[str], None])
     first: tuple[Any, Any] | None = None
     for label, weights in (("", None), (" unweighted", False), (" weighted", True)):
         started = time.perf_counter()
-        model = RedshiftModel.fit(x, z, target, names=NAMES, shift_weights=weights)
+        model = fit_redshift(x, z, target, names=NAMES, shift_weights=weights)
         answers = {name: model.predict(target, estimator=name) for name in ("knn", "lightgbm")}
         points |= {f"{name}{label}": answer.point for name, answer in answers.items()}
         if first is None:

@@ -30,11 +30,18 @@ class Frame:
     scale: Floats  # (D,)
     components: Floats  # (C, E), unit total variance
     embedding_scale: float
+    left_out: tuple[str, ...] = ()  # photometric columns that estimators do not see; support still may
 
     @property
     def is_embedding(self) -> npt.NDArray[np.bool_]:
         """(D,) True for the columns of the embedding."""
         return embedding_columns(self.names)
+
+    @property
+    def _kept(self) -> npt.NDArray[np.bool_]:
+        """(P,) which photometric columns the estimators see."""
+        photometric = [name for name, flag in zip(self.names, self.is_embedding, strict=True) if not flag]
+        return np.array([name not in self.left_out for name in photometric], dtype=bool)
 
     def parts(self, features: npt.ArrayLike) -> tuple[Floats, Floats]:
         """Standardised photometry (N, P), and PCA of the embedding (N, C), scaled against it."""
@@ -45,13 +52,15 @@ class Frame:
 
     def transform(self, features: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """The neighbour space, (N, P + C)."""
-        return np.concatenate(self.parts(features), axis=1).astype(np.float32)
+        photometry, embedding = self.parts(features)
+        return np.concatenate([photometry[:, self._kept], embedding], axis=1).astype(np.float32)
 
     def trees(self, features: npt.ArrayLike) -> Floats:
         """Photometry as it is with all its colours, and the PCA of the embedding: what the trees see."""
         x, split = checked(features, self.names), self.is_embedding
-        names = tuple(name for name, flag in zip(self.names, split, strict=True) if not flag)
-        return np.concatenate([pair_colours(x[:, ~split], names)[0], self.parts(x)[1]], axis=1)
+        kept = ~split & np.array([name not in self.left_out for name in self.names], dtype=bool)
+        names = tuple(name for name, flag in zip(self.names, kept, strict=True) if flag)
+        return np.concatenate([pair_colours(x[:, kept], names)[0], self.parts(x)[1]], axis=1)
 
     def spaces(self, features: npt.ArrayLike) -> dict[str, Floats]:
         """Where support can be measured: colours, photometry, embedding, both; those that these features hold."""

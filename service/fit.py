@@ -115,8 +115,9 @@ def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitRepo
 
     Raises `NotFound` for an encoder that is not indexed or a shelf without labels, `BadInput` for too few labels.
     """
+    from redshelf.models.fitting import fit_redshift
     from redshelf.models.frame import is_magnitude
-    from redshelf.models.redshift import ESTIMATORS, RedshiftModel
+    from redshelf.models.redshift import ESTIMATORS
 
     layout = Layout(root)
     layout.read_info()
@@ -145,7 +146,7 @@ def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitRepo
         )
         magnitude = observables[0][:, [is_magnitude(name) for name in seen.columns or []].index(True)]
     positions = store.open_table(layout.sources).take(labels.rows, columns=["ra_deg", "dec_deg"])
-    model = RedshiftModel.fit(
+    model = fit_redshift(
         features(labels.rows),
         labels.z,
         features(targets),

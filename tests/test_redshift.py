@@ -8,9 +8,10 @@ import pytest
 
 from redshelf.models import metrics
 from redshelf.models.errors import BadInput, NotFound
+from redshelf.models.fitting import checked_redshifts, fit_redshift
 from redshelf.models.frame import fit_frame, is_magnitude
 from redshelf.models.pdf import Pdf
-from redshelf.models.redshift import ESTIMATORS, RedshiftModel, checked_redshifts
+from redshelf.models.redshift import ESTIMATORS, RedshiftModel
 
 NAMES = ("u-g", "g-r", "r-i", "i", "observed_g")
 EMBEDDING = tuple(f"e{n}" for n in range(80))
@@ -31,7 +32,7 @@ def survey(n, seed, faint=0.0):
 def fitted():
     x, z = survey(400, 0)
     target, truth = survey(1500, 1, faint=0.5)
-    return x, z, target, truth, RedshiftModel.fit(x, z, target, names=NAMES)
+    return x, z, target, truth, fit_redshift(x, z, target, names=NAMES)
 
 
 def test_every_estimator_finds_the_redshift_and_its_uncertainty(fitted):
@@ -57,7 +58,7 @@ def test_a_labelled_source_and_its_companions_never_answer_for_it():
     x, z = survey(200, 2)
     ra, dec = np.arange(200) * 0.01, np.zeros(200)
     ra[101] = ra[100] + 1.0 / 3600
-    model = RedshiftModel.fit(x, z, x, names=NAMES, sky=(ra, dec))
+    model = fit_redshift(x, z, x, names=NAMES, sky=(ra, dec))
     answer = model.predict(x[[100, 100]], exclude=np.array([100, -1]), estimator="knn")
     assert not {100, 101} & set(answer.neighbours[0].tolist())
     assert 100 in answer.neighbours[1]
@@ -66,7 +67,7 @@ def test_a_labelled_source_and_its_companions_never_answer_for_it():
 
 def test_a_null_shift_uses_no_weights():
     x, z = survey(300, 3)
-    model = RedshiftModel.fit(x, z, survey(3000, 4)[0], names=NAMES)
+    model = fit_redshift(x, z, survey(3000, 4)[0], names=NAMES)
     assert model.shift.is_null
     assert not model.report["knn"]["shift_weights"]
     assert model.report["lightgbm"]["shift_weights"] == model.report["network"]["shift_weights"] == 0
@@ -95,7 +96,7 @@ def test_the_mixture_of_the_blend_is_told_and_is_what_it_answers(fitted):
     _, _, target, _, model = fitted
     shares = model.report["blend"]
     assert sum(shares.values()) == pytest.approx(1) and set(shares) == {"knn", "lightgbm", "network"}
-    members = model._members(target[:20], np.full(20, -1), frozenset({"lightgbm"}), 1)[0]
+    members = model.members(target[:20], np.full(20, -1), frozenset({"lightgbm"}), 1)[0]
     mixed = sum(shares[name] * members[name].density for name in members)
     expected = model.calibrations["blend"].recalibrated(Pdf(model.knn.edges, mixed))
     np.testing.assert_allclose(model.predict(target[:20], estimator="blend").pdf.density, expected.density, atol=1e-9)
@@ -138,7 +139,7 @@ def test_an_embedding_alone_weighs_by_the_observables_given():
     rng = np.random.default_rng(8)
     mix = rng.normal(size=(5, 12))
     names = EMBEDDING[:12]
-    model = RedshiftModel.fit(
+    model = fit_redshift(
         x @ mix, z, target @ mix, names=names, observables=(x[:, :4], target[:, :4]), holdout_magnitude=x[:, 3]
     )
     assert model.support_space == "embedding"
@@ -149,7 +150,7 @@ def test_an_embedding_alone_weighs_by_the_observables_given():
 def test_a_target_out_of_reach_is_answered_without_confidence():
     x, z = survey(150, 9)
     far = x + 40
-    model = RedshiftModel.fit(x, z, far, names=NAMES)
+    model = fit_redshift(x, z, far, names=NAMES)
     assert not model.shift.weights.any() and len(model.report["shift"]["warnings"]) == 2
     for estimator in ESTIMATORS:
         answer = model.predict(far, estimator=estimator)
@@ -160,7 +161,7 @@ def test_a_target_out_of_reach_is_answered_without_confidence():
 def test_constant_features_and_constant_embeddings_are_harmless():
     x, z = survey(100, 10)
     both = np.concatenate([x, np.ones((100, 8))], axis=1)
-    model = RedshiftModel.fit(both, z, both, names=NAMES + EMBEDDING[:8])
+    model = fit_redshift(both, z, both, names=NAMES + EMBEDDING[:8])
     assert np.isfinite(model.predict(both).point).all()
 
 
@@ -193,13 +194,13 @@ def test_unusable_input_is_refused_by_name(fitted):
     broken = x.copy()
     broken[3, 1] = np.nan
     with pytest.raises(BadInput, match="'g-r'"):
-        RedshiftModel.fit(broken, z, target, names=NAMES)
+        fit_redshift(broken, z, target, names=NAMES)
     with pytest.raises(BadInput, match="target_features is empty"):
-        RedshiftModel.fit(x, z, target[:0], names=NAMES)
+        fit_redshift(x, z, target[:0], names=NAMES)
     with pytest.raises(BadInput, match="expected at least the largest"):
-        RedshiftModel.fit(x, z, target, names=NAMES, z_max=0.5)
+        fit_redshift(x, z, target, names=NAMES, z_max=0.5)
     with pytest.raises(BadInput, match="each once"):
-        RedshiftModel.fit(x, z, target, names=("i",) * 5)
+        fit_redshift(x, z, target, names=("i",) * 5)
     with pytest.raises(BadInput, match="one column a name"):
         model.predict(target[:, :3])
     with pytest.raises(BadInput, match="exclude"):
