@@ -254,6 +254,30 @@ def test_a_method_nearer_to_the_truth_is_chosen_and_one_further_from_it_is_not()
     assert report["chosen"] == "true" and chosen.weights == pytest.approx(np.exp(labelled[:, 0] - 0.5))
 
 
+def test_where_labels_reach_few_targets_the_first_method_stays_whatever_the_risk_says():
+    def boundless(x, y, *, seed=0):
+        found = neighbour_weights(x, y, seed=seed)
+        return replace(found, reference_weights=100 * (found.reference[:, 0] > 3))
+
+    candidates = {"neighbour-ratio": neighbour_weights, "boundless": boundless}
+    _, report = choose_weights(candidates, *shifted(500, 1000, shift=6.0))
+    scores = report["candidates"]["boundless"]
+    assert scores["gain"] > scores["gain_error"]
+    assert report["chosen"] == "neighbour-ratio" and not report["by_risk"]
+
+
+def test_a_method_that_gives_the_labels_no_weight_is_not_chosen():
+    def empty(x, y, *, seed=0):
+        found = neighbour_weights(x, y, seed=seed)
+        right = np.exp((found.reference + found.centre)[:, 0] - 0.5)
+        return replace(found, mean_weight=0.1 * found.mean_weight, reference_weights=right)
+
+    candidates = {"neighbour-ratio": neighbour_weights, "empty": empty}
+    _, report = choose_weights(candidates, *shifted(800, 2000, dim=9))
+    scores = report["candidates"]["empty"]
+    assert report["by_risk"] and scores["gain"] > scores["gain_error"] and report["chosen"] == "neighbour-ratio"
+
+
 def test_every_method_can_be_a_candidate_and_one_that_refuses_is_reported():
     def refusing(x, y, *, seed=0):
         raise BadInput("too many: expected fewer")
