@@ -72,7 +72,7 @@ def kmm_weights(
         loss, np.ones(n), jac=True, method="L-BFGS-B", bounds=[(0.0, largest)] * n, options={"maxiter": STEPS}
     )
     solved = np.clip(found.x, 0, largest)
-    _, near = exact_neighbours(bank, bank, min(NEAREST, n - 1), exclude=np.arange(n))
-    weights, rows = solved[near].mean(axis=1), sampled(n, 2 * REFERENCE, seed)
-    details = {"sigma": sigma, "largest": largest, "frequencies": frequencies}
+    _, beside = exact_neighbours(bank, bank, min(NEAREST, n - 1), exclude=np.arange(n))
+    weights, rows = solved[beside].mean(axis=1), sampled(n, 2 * REFERENCE, seed)
+    details = {"sigma": sigma, "largest": largest, "frequencies": frequencies, "mean_solved": float(solved.mean())}
     return weighed("kmm", weights, space, bank[rows], solved[rows], details=details)
