@@ -1,12 +1,14 @@
 """Neighbour-ratio weights against brute force and known ratios."""
 
 import json
+import tracemalloc
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from sklearn.neighbors import BallTree, NearestNeighbors
 
+from redshelf.models import shift
 from redshelf.models.errors import BadInput
 from redshelf.models.metrics import effective_sample_size
 from redshelf.models.ratio_choice import METHODS, choose_weights, density_ratio_risk
@@ -160,6 +162,23 @@ def test_a_target_on_disk_is_read_in_blocks(tmp_path):
         neighbour_weights(labelled, mapped).weights,
         neighbour_weights(labelled, target.astype(np.float32)).weights,
     )
+
+
+def test_memory_does_not_grow_with_the_targets(tmp_path, monkeypatch):
+    monkeypatch.setattr(shift, "REFERENCE", 100)
+    labelled, target = shifted(200, 300_000)
+    np.save(tmp_path / "target.npy", target)
+
+    def peak(rows):
+        mapped = np.load(tmp_path / "target.npy", mmap_mode="r")[:rows]
+        tracemalloc.start()
+        neighbour_weights(labelled, mapped)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(1000)
+    assert peak(300_000) < peak(30_000) + 500_000
 
 
 def test_lost_targets_are_those_in_no_ball_and_cunha_drops_them():
