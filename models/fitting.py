@@ -104,7 +104,8 @@ def fit_redshift(
     rehearsed: Validated | None = None
     rehearsal: dict[str, Any] = {}
     if known.reaches_beyond:
-        tried = {without: _rehearsed(known, names, without, options) for without in ((), (names[column[0]],))}
+        choices: tuple[tuple[str, ...], ...] = ((), (names[column[0]],))
+        tried = {without: _rehearsed(known, names, without, options) for without in choices}
         left_out = min(tried, key=lambda without: tried[without].scores[tried[without].default]["crps"])
         rehearsed = tried[left_out]
         rehearsal = {", ".join(without) or "nothing": found.scores for without, found in tried.items()}

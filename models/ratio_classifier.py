@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from redshelf.models.boost import default_threads
 from redshelf.models.errors import BadInput
 from redshelf.models.ratio_space import Floats, fit_space, sampled
 from redshelf.models.shift import REFERENCE, ShiftWeights, weighed
@@ -133,7 +134,7 @@ def classifier_weights(
     for number in range(FOLDS):
         seen = fold != number
         data = lightgbm.Dataset(x[seen], y[seen], params={"verbosity": -1})
-        options = {**PARAMETERS, "min_data_in_leaf": leaf, "seed": seed + number}
+        options = {**PARAMETERS, "min_data_in_leaf": leaf, "seed": seed + number, "num_threads": default_threads()}
         score[~seen] = lightgbm.train(options, data, ROUNDS).predict(x[~seen], raw_score=True)
     ratio = np.empty(len(x))
     for number in range(FOLDS):

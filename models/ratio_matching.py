@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from redshelf.models.errors import BadInput
+from redshelf.models.knn import exact_neighbours
 from redshelf.models.ratio_space import Floats, fit_space, sampled
-from redshelf.models.shift import REFERENCE, ShiftWeights, weighed
+from redshelf.models.shift import NEAREST, REFERENCE, ShiftWeights, weighed
 
 MOST_LABELS = 20_000
 TARGETS = 20_000
@@ -41,9 +42,10 @@ def kmm_weights(
 ) -> ShiftWeights:
     """KMM weights of at most 20,000 `labelled` (L, P) towards `target` (M, P), of which at most 20,000 are looked at.
 
-    `sigma` of the kernel is by default half the median distance between a label and a target. Weights are solved for at
-    the labels, where there is no ratio to evaluate: none is left out, and `at` knows the reference labels alone; it
-    stays at most `largest`, however far a point is. `BadInput` as `fit_space`, and for more labels.
+    `sigma` of the kernel is by default half the median distance between a label and a target. What is solved for
+    is a number at each label, often 0, and no function: a label's weight is the mean over the nearest other labels, as
+    `at` takes it over the nearest of all; both stay at most `largest`, however far a point is. `BadInput` as
+    `fit_space`, and for more labels.
     """
     from scipy.optimize import minimize
 
@@ -69,7 +71,8 @@ def kmm_weights(
     found = minimize(
         loss, np.ones(n), jac=True, method="L-BFGS-B", bounds=[(0.0, largest)] * n, options={"maxiter": STEPS}
     )
-    weights = np.clip(found.x, 0, largest)
-    rows = sampled(n, 2 * REFERENCE, seed)
-    details = {"sigma": sigma, "largest": largest, "frequencies": frequencies}
-    return weighed("kmm", weights, space, bank[rows], weights[rows], details=details)
+    solved = np.clip(found.x, 0, largest)
+    _, beside = exact_neighbours(bank, bank, min(NEAREST, n - 1), exclude=np.arange(n))
+    weights, rows = solved[beside].mean(axis=1), sampled(n, 2 * REFERENCE, seed)
+    details = {"sigma": sigma, "largest": largest, "frequencies": frequencies, "mean_solved": float(solved.mean())}
+    return weighed("kmm", weights, space, bank[rows], solved[rows], details=details)

@@ -1,12 +1,14 @@
 """Neighbour-ratio weights against brute force and known ratios."""
 
 import json
+import tracemalloc
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from sklearn.neighbors import BallTree, NearestNeighbors
 
+from redshelf.models import shift
 from redshelf.models.errors import BadInput
 from redshelf.models.metrics import effective_sample_size
 from redshelf.models.ratio_choice import METHODS, choose_weights, density_ratio_risk
@@ -162,6 +164,23 @@ def test_a_target_on_disk_is_read_in_blocks(tmp_path):
     )
 
 
+def test_memory_does_not_grow_with_the_targets(tmp_path, monkeypatch):
+    monkeypatch.setattr(shift, "REFERENCE", 100)
+    labelled, target = shifted(200, 300_000)
+    np.save(tmp_path / "target.npy", target)
+
+    def peak(rows):
+        mapped = np.load(tmp_path / "target.npy", mmap_mode="r")[:rows]
+        tracemalloc.start()
+        neighbour_weights(labelled, mapped)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(1000)
+    assert peak(300_000) < peak(30_000) + 500_000
+
+
 def test_lost_targets_are_those_in_no_ball_and_cunha_drops_them():
     labelled, target = shifted(400, 1200, shift=3.0)
     lima, cunha = neighbour_weights(labelled, target, k=10), cunha_weights(labelled, target, k=10)
@@ -252,6 +271,30 @@ def test_a_method_nearer_to_the_truth_is_chosen_and_one_further_from_it_is_not()
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     chosen, report = choose_weights({**names, "true": true}, labelled, target)
     assert report["chosen"] == "true" and chosen.weights == pytest.approx(np.exp(labelled[:, 0] - 0.5))
+
+
+def test_where_labels_reach_few_targets_the_first_method_stays_whatever_the_risk_says():
+    def boundless(x, y, *, seed=0):
+        found = neighbour_weights(x, y, seed=seed)
+        return replace(found, reference_weights=100 * (found.reference[:, 0] > 3))
+
+    candidates = {"neighbour-ratio": neighbour_weights, "boundless": boundless}
+    _, report = choose_weights(candidates, *shifted(500, 1000, shift=6.0))
+    scores = report["candidates"]["boundless"]
+    assert scores["gain"] > scores["gain_error"]
+    assert report["chosen"] == "neighbour-ratio" and not report["by_risk"]
+
+
+def test_a_method_that_gives_the_labels_no_weight_is_not_chosen():
+    def empty(x, y, *, seed=0):
+        found = neighbour_weights(x, y, seed=seed)
+        right = np.exp((found.reference + found.centre)[:, 0] - 0.5)
+        return replace(found, mean_weight=0.1 * found.mean_weight, reference_weights=right)
+
+    candidates = {"neighbour-ratio": neighbour_weights, "empty": empty}
+    _, report = choose_weights(candidates, *shifted(800, 2000, dim=9))
+    scores = report["candidates"]["empty"]
+    assert report["by_risk"] and scores["gain"] > scores["gain_error"] and report["chosen"] == "neighbour-ratio"
 
 
 def test_every_method_can_be_a_candidate_and_one_that_refuses_is_reported():
