@@ -54,6 +54,7 @@ def fit_adaptive(
     weigh = np.ones(n) if importance is None or not np.any(importance) else np.asarray(importance, dtype=np.float64)
     hidden = np.arange(n)[:, None] if exclude is None else np.asarray(exclude, dtype=np.int64)
     _check(bank, truth, weigh, hidden)
+    weigh = weigh / weigh.mean()
     sizes = local_pit.size_grid(n, hidden=hidden.shape[1], share=share)
     plain, plain_report = fit_knn(
         bank, truth, edges=edges, importance=weigh, exclude=hidden, shift_weights=shift_weights, seed=seed

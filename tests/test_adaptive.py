@@ -109,6 +109,11 @@ def test_blocks_are_the_whole(fitted):
     np.testing.assert_allclose(whole.pdf.density, np.concatenate([p.pdf.density for p in parts]), atol=1e-9)
 
 
+def test_a_million_queries_are_answered_in_parts_of_one_size(fitted):
+    parts = fitted[0].blocks(np.zeros((1_000_000, 3), dtype=np.float32))
+    assert [len(next(parts).k) for _ in range(2)] == [4096, 4096]
+
+
 def test_the_same_seed_gives_the_same_model(fitted):
     again, report = fit_adaptive(*survey(1500), edges=EDGES)
     for field in fields(AdaptiveKnn):
