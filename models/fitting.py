@@ -7,6 +7,7 @@ bright half of the labels answering for the faint half, with and without the mag
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +21,9 @@ from redshelf.models.frame import Frame, checked, fit_frame, is_magnitude
 from redshelf.models.knn import KnnRedshift, companions, fit_knn
 from redshelf.models.network import fit_network
 from redshelf.models.pdf import default_edges
-from redshelf.models.ratio_choice import METHODS, choose_weights
+from redshelf.models.ratio_choice import DEFAULT, METHODS, choose_weights
 from redshelf.models.redshift import RedshiftModel
-from redshelf.models.shift import ShiftWeights
+from redshelf.models.shift import ShiftMethod, ShiftWeights
 from redshelf.models.support import choose_space, fit_support
 from redshelf.models.validate import MEMBERS, Blend, Validated, disagreement, validate
 
@@ -137,11 +138,15 @@ def fit_redshift(
 
 
 def _fitted(
-    known: Known, frame: Frame, seen: tuple[Floats, Floats], options: dict[str, Any]
+    known: Known,
+    frame: Frame,
+    seen: tuple[Floats, Floats],
+    options: dict[str, Any],
+    methods: Mapping[str, ShiftMethod] = METHODS,
 ) -> tuple[RedshiftModel, dict[str, Any]]:
     """Estimators, shift weights and support; without blend and calibration. `seen`: the observables."""
     x, z, seed = known.x, known.z, options["seed"]
-    shift, shift_report = choose_weights(METHODS, *seen, redshifts=z, seed=seed)
+    shift, shift_report = choose_weights(methods, *seen, redshifts=z, seed=seed)
     options = {**options, "importance": shift.weights, "exclude": known.hidden}
     if options["shift_weights"] is None and shift.is_null:
         options["shift_weights"] = False
@@ -189,7 +194,8 @@ def _rehearsed(known: Known, names: tuple[str, ...], without: tuple[str, ...], o
     hidden = place[known.hidden[bright]]
     half = Known(x, known.z[bright], hidden, target, None, known.magnitudes[0][bright])
     frame = replace(fit_frame(x, target, names), left_out=without)
-    model, _ = _fitted(half, frame, _observables(frame, x, target, None), options)
+    plain = {**options, "shift_weights": False}
+    model, _ = _fitted(half, frame, _observables(frame, x, target, None), plain, {DEFAULT: METHODS[DEFAULT]})
     nobody, seed = np.full(len(faint), -1), options["seed"]
     return _judged(model, target, nobody, known.z[faint], np.ones(len(faint)), seed, options["threads"])
 
