@@ -23,13 +23,13 @@ from filelock import FileLock
 from redshelf.indexing import ann, flat, isolation, ivf, lists
 from redshelf.indexing.files import manifest, read_json, verify, write_json, write_npy, write_with
 from redshelf.indexing.flat import Flat, Floats, Halves
-from redshelf.indexing.jobs import Job, Progress, Spans
+from redshelf.indexing.jobs import PLAN_FILE, Job, Progress, Spans, discard
 from redshelf.indexing.parts import checked, done_parts, write_receipt
 from redshelf.models.errors import BadInput, Conflict, Interrupted, NotFound
 
 PART_ROWS, TASK_PARTS = 2**20, 4  # a part of 128 numbers takes a core some minutes
 MEMORY, RECALL = 8 * 2**30, 0.95
-PLAN_FILE, PREPARED = "plan.json", "prepared.json"
+PREPARED = "prepared.json"
 
 Batches = Callable[[], Iterable[Halves]]  # all vectors in order of rows, (n, dim) at a time
 Brightness = Callable[[], Floats]  # of every row, (rows,); NaN where it is not known
@@ -118,12 +118,6 @@ def begin(home: Path, folder: Path, plan: IndexPlan) -> Building:
         discard(home)
         plan.write(home / PLAN_FILE)
     return building
-
-
-def discard(home: Path) -> None:
-    """Remove a plan, first, and what its parts have left."""
-    (home / PLAN_FILE).unlink(missing_ok=True)
-    shutil.rmtree(home, ignore_errors=True)
 
 
 def read(home: Path) -> IndexPlan:

@@ -17,7 +17,7 @@ from redshelf.indexing import ann, assembly, generation, slurm, store
 from redshelf.indexing.assembly import Building, IndexPlan
 from redshelf.indexing.files import alone, verify
 from redshelf.indexing.flat import Floats, Halves
-from redshelf.indexing.jobs import Do, Run
+from redshelf.indexing.jobs import PLAN_FILE, Do, Run, discard
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.runners import on_processes, on_ray
 from redshelf.models.bands import State, reference_band
@@ -75,7 +75,7 @@ def _asked(layout: Layout, encoder: str, asked: dict[str, Any]) -> IndexPlan:
         encoder=encoder, revision=revision, embedding_version=int(table.version), rows=rows, dim=dim, **told
     )
     home = _home(layout, encoder, revision)
-    if not (home / assembly.PLAN_FILE).is_file():
+    if not (home / PLAN_FILE).is_file():
         return plan
     found = assembly.read(home)
     same = replace(plan, **{name: getattr(found, name) for name in SIZES})
@@ -179,7 +179,7 @@ def build_index(
 def _forget(building: Building) -> None:
     """Remove the plan of an index that is in its place: it was killed before it could do so."""
     if building.is_open:
-        assembly.discard(building.home)
+        discard(building.home)
 
 
 def _finish(layout: Layout, building: Building) -> None:
@@ -246,7 +246,7 @@ def _ended(layout: Layout, encoder: str) -> Built | None:
     folder = layout.index(encoder, revision, store.count_rows(layout.sources))
     if not (folder / ann.MANIFEST).is_file():
         return None
-    if (_home(layout, encoder, revision) / assembly.PLAN_FILE).is_file():
+    if (_home(layout, encoder, revision) / PLAN_FILE).is_file():
         building = _open(layout, encoder)
         if not building.is_in_place:
             return None
