@@ -45,6 +45,8 @@ bench: venv
 	$(BIN)/python benchmarks/real_hsc.py
 	$(BIN)/python benchmarks/retrieval.py
 	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/questions.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/approaches.py

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import search as bench
+import systems
 
 from redshelf.indexing import ann, isolation, ivf
 
@@ -97,10 +98,10 @@ def main() -> int:
     rows, dim = (100_000, 384) if arguments.quick else (1_000_000, 128)
     folder = arguments.out / f"clustered-{rows}x{dim}" / f"{rows}"
     if not (folder / isolation.ISOLATED).exists():
-        bench.redshelf(folder, "clustered", rows, dim)
+        bench.redshelf(folder, systems.synthetic("clustered", rows, dim, queries=1))
     index = ann.open_index(folder)
-    bench.threads(bench.CORES)
-    print(f"**clustered**, {rows:,} x {dim}, recall promised {bench.RECALL}\n\n| question | ms |\n|---|---|")
+    systems.threads(systems.CORES)
+    print(f"**clustered**, {rows:,} x {dim}, recall promised {systems.RECALL}\n\n| question | ms |\n|---|---|")
     for name, ms in questions(index).items():
         print(f"| {name} | {ms:.1f} |", flush=True)
     started = time.perf_counter()

@@ -22,16 +22,17 @@ from filelock import FileLock
 
 from redshelf.indexing import ann, flat, isolation, ivf, lists
 from redshelf.indexing.files import manifest, read_json, verify, write_json, write_npy, write_with
-from redshelf.indexing.flat import Flat, Halves
-from redshelf.indexing.jobs import Job, Progress, Spans
+from redshelf.indexing.flat import Flat, Floats, Halves
+from redshelf.indexing.jobs import PLAN_FILE, Job, Progress, Spans, discard
 from redshelf.indexing.parts import checked, done_parts, write_receipt
 from redshelf.models.errors import BadInput, Conflict, Interrupted, NotFound
 
 PART_ROWS, TASK_PARTS = 2**20, 4  # a part of 128 numbers takes a core some minutes
 MEMORY, RECALL = 8 * 2**30, 0.95
-PLAN_FILE, PREPARED = "plan.json", "prepared.json"
+PREPARED = "prepared.json"
 
 Batches = Callable[[], Iterable[Halves]]  # all vectors in order of rows, (n, dim) at a time
+Brightness = Callable[[], Floats]  # of every row, (rows,); NaN where it is not known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +65,13 @@ class IndexPlan(Spans):
 
 @dataclass(frozen=True)
 class Building:
-    """An index that is being made: all that it needs lies in `home` until it takes its place as `folder`."""
+    """An index that is being made: all that it needs lies in `home` until it takes its place as `folder`. It is trained
+    on a sample in which every `brightness` has its share, where that is given."""
 
     plan: IndexPlan
     home: Path
     folder: Path
+    brightness: Brightness | None = None
 
     @property
     def work(self) -> Path:
@@ -117,12 +120,6 @@ def begin(home: Path, folder: Path, plan: IndexPlan) -> Building:
     return building
 
 
-def discard(home: Path) -> None:
-    """Remove a plan, first, and what its parts have left."""
-    (home / PLAN_FILE).unlink(missing_ok=True)
-    shutil.rmtree(home, ignore_errors=True)
-
-
 def read(home: Path) -> IndexPlan:
     """The plan that is open; `NotFound` where there is none, `BadInput` where it was altered."""
     path = home / PLAN_FILE
@@ -160,7 +157,9 @@ def _train(building: Building, vectors: Flat, known: ann.Bools) -> int:
         if ivf.Shape(index.nlist, index.pq.M).bytes(len(vectors), vectors.dim) <= plan.memory:
             shutil.copyfile(path / ann.INDEX, building.trained)
             return before
-    index = ivf.train(vectors, known, ivf.choose(int(known.sum()), vectors.dim, memory=plan.memory))
+    shape = ivf.choose(int(known.sum()), vectors.dim, memory=plan.memory)
+    brightness = None if building.brightness is None else building.brightness()
+    index = ivf.train(vectors, known, shape, brightness=brightness)
 
     def fill(handle: BinaryIO) -> None:
         faiss.write_index(index, faiss.PyCallbackIOWriter(handle.write))

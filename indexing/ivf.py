@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from redshelf.indexing.flat import Flat, Floats, Ints, empty, of, selector_of
+from redshelf.indexing.sample import spread
 from redshelf.models.errors import BadInput
 
 SAMPLE_PER_LIST, ITERATIONS = 40, 6  # of k-means: more finds no more neighbours, and takes longer
@@ -71,15 +72,14 @@ def blocks(flat: Flat, known: npt.NDArray[np.bool_], *, start: int, past: int) -
             yield rows, flat.take(rows).astype(np.float32)
 
 
-def train(flat: Flat, known: npt.NDArray[np.bool_], shape: Shape, *, seed: int = 0) -> Any:
-    """An index without vectors, trained on a sample that is spread evenly over the rows, which follow the sky."""
+def train(
+    flat: Flat, known: npt.NDArray[np.bool_], shape: Shape, *, brightness: Floats | None = None, seed: int = 0
+) -> Any:
+    """An index without vectors, trained on a sample that is spread over the sky and in `brightness` (N,), if given."""
     import faiss
 
-    rows = np.flatnonzero(known)
-    wanted = min(len(rows), SAMPLE_PER_LIST * shape.lists)
-    edges = np.linspace(0, len(rows), wanted + 1).astype(np.int64)
-    picked = edges[:-1] + (np.random.default_rng(seed).random(wanted) * np.diff(edges)).astype(np.int64)
-    sample = flat.take(rows[picked]).astype(np.float32)
+    rows = spread(known, SAMPLE_PER_LIST * shape.lists, brightness=brightness, seed=seed)
+    sample = flat.take(rows).astype(np.float32)
     quantiser = faiss.IndexFlatL2(flat.dim)
     means = faiss.Clustering(flat.dim, shape.lists)
     means.niter, means.max_points_per_centroid, means.seed = ITERATIONS, SAMPLE_PER_LIST, seed + 1

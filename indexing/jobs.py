@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Self
 from redshelf.indexing.files import read_json, write_json
 from redshelf.models.errors import BadInput
 
+PLAN_FILE = "plan.json"
 Do = Callable[[Sequence[int]], int]  # does these parts, and returns their rows
 Begin = Callable[[str, int], Do]  # in a new process, on a device, with so many threads (0: as many as there are)
 Progress = Callable[[int], object]  # is told of rows
@@ -124,6 +126,12 @@ class Spans(Parts):
             return self.read(path).id == self.id
         except (BadInput, OSError):
             return False
+
+
+def discard(home: Path) -> None:
+    """Remove the plan that lies in `home`, first, and what its parts have left: a kill in between leaves no plan."""
+    (home / PLAN_FILE).unlink(missing_ok=True)
+    shutil.rmtree(home, ignore_errors=True)
 
 
 @dataclass(frozen=True)

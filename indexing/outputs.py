@@ -21,14 +21,13 @@ import pyarrow as pa
 
 from redshelf.indexing import joining
 from redshelf.indexing.files import manifest, read_json, write_json, write_with
-from redshelf.indexing.jobs import Job, Progress, Spans
+from redshelf.indexing.jobs import PLAN_FILE, Job, Progress, Spans, discard
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.parts import checked, done_parts, write_receipt
 from redshelf.models.errors import BadInput, Conflict, Interrupted, NotFound
 
 PART_ROWS, TASK_PARTS = 65_536, 8
 LINES_AT_ONCE = 16_384  # of a part: what is held in memory while it is made, and while all of them are joined
-PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,17 +136,10 @@ def is_open(plan: Plan) -> bool:
 
 
 def close(layout: Layout, plan: Plan) -> None:
-    """Remove the plan, first, and its parts."""
-    home = folder(Path(plan.path))
-    for path in (home / PLAN_FILE, _note(layout, plan)):
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-    sweep(Path(plan.path))
-
-
-def sweep(path: Path) -> None:
-    """Remove what a kill has left of the parts of a file whose plan was removed."""
-    shutil.rmtree(folder(path), ignore_errors=True)
+    """Remove the plan, its parts, and the shelf's note of it."""
+    discard(folder(Path(plan.path)))
+    with suppress(OSError):
+        _note(layout, plan).unlink(missing_ok=True)
 
 
 def missing(plan: Plan) -> set[int]:

@@ -6,7 +6,6 @@ there, and refuses it on another shelf, on other inputs, or with other weights.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from filelock import FileLock
 
 from redshelf.indexing import store
 from redshelf.indexing.files import sha256
-from redshelf.indexing.jobs import Job, Spans
+from redshelf.indexing.jobs import PLAN_FILE, Job, Spans, discard
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.parts import done_parts
 from redshelf.models.encoder import Encoder
@@ -25,7 +24,6 @@ from redshelf.models.errors import Conflict, NotFound
 
 PART_ROWS, PART_ROWS_FLUXES = 16_384, 131_072  # under five minutes on a GPU: a task is told to end six before it must
 TASK_PARTS = 8
-PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +45,11 @@ class Plan(Spans):
 def folder(layout: Layout, encoder: str, revision: str) -> Path:
     """Where plan and receipts of an embedding lie until it is committed."""
     return layout.work(f"embed.{encoder}.{revision}")
+
+
+def _planning(home: Path) -> FileLock:
+    """Held by whoever leaves a plan in `home` or removes one."""
+    return FileLock(f"{home}.plan.lock")
 
 
 def _inputs(layout: Layout, needs: frozenset[str]) -> dict[str, str]:
@@ -119,7 +122,7 @@ def make(
     agreed: Callable[[Plan], object] = lambda plan: None,
 ) -> Plan | None:
     """`propose`, and write the plan where whoever does its parts finds it, unless `agreed` raises."""
-    with FileLock(str(folder(layout, encoder.name, encoder.revision)) + ".plan.lock"):
+    with _planning(folder(layout, encoder.name, encoder.revision)):
         plan = propose(layout, encoder, part_rows=part_rows, task_parts=task_parts)
         if plan is not None:
             agreed(plan)
@@ -160,11 +163,9 @@ def is_open(layout: Layout, plan: Plan) -> bool:
 def close(layout: Layout, plan: Plan) -> None:
     """Remove the plan, its receipts and what lies beside them, unless another plan has taken its place."""
     home = folder(layout, plan.encoder, plan.revision)
-    if is_open(layout, plan):
-        gone = home.with_name(f".{home.name}.{plan.id}")
-        with suppress(OSError):
-            home.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+    with _planning(home):
+        if is_open(layout, plan):
+            discard(home)
 
 
 def _same(layout: Layout, found: Plan, now: Plan, home: Path) -> None:

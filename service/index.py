@@ -10,15 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from filelock import FileLock
 
 from redshelf.indexing import ann, assembly, generation, slurm, store
 from redshelf.indexing.assembly import Building, IndexPlan
 from redshelf.indexing.files import alone, verify
-from redshelf.indexing.flat import Halves
-from redshelf.indexing.jobs import Do, Run
+from redshelf.indexing.flat import Floats, Halves
+from redshelf.indexing.jobs import PLAN_FILE, Do, Run, discard
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.runners import on_processes, on_ray
+from redshelf.models.bands import State, reference_band
 from redshelf.models.errors import BadInput, Conflict
 from redshelf.models.signals import stop_signals
 from redshelf.service.bulk import commit_or_send, send
@@ -42,9 +44,18 @@ def _batches(layout: Layout, plan: IndexPlan) -> Iterable[Halves]:
     return (store.list_values(batch.column("vector")) for batch in table.to_batches(columns=["vector"]))
 
 
+def _brightness(layout: Layout, plan: IndexPlan) -> Floats:
+    """Flux [microjansky] of every row in the band nearest to the i band, NaN where it was not observed. (rows,)"""
+    info = layout.read_info()
+    name = info.band_names[reference_band([band.wavelength_nm for band in info.bands])]
+    table = store.open_table(layout.sources).to_table(columns=[f"flux_{name}", f"state_{name}"], limit=plan.rows)
+    flux, state = table[f"flux_{name}"].to_numpy(), table[f"state_{name}"].to_numpy()
+    return np.where(state == State.NOT_OBSERVED, np.nan, flux).astype(np.float32)
+
+
 def _building(layout: Layout, plan: IndexPlan) -> Building:
     folder = layout.index(plan.encoder, plan.revision, plan.rows)
-    return Building(plan, _home(layout, plan.encoder, plan.revision), folder)
+    return Building(plan, _home(layout, plan.encoder, plan.revision), folder, partial(_brightness, layout, plan))
 
 
 def _asked(layout: Layout, encoder: str, asked: dict[str, Any]) -> IndexPlan:
@@ -64,7 +75,7 @@ def _asked(layout: Layout, encoder: str, asked: dict[str, Any]) -> IndexPlan:
         encoder=encoder, revision=revision, embedding_version=int(table.version), rows=rows, dim=dim, **told
     )
     home = _home(layout, encoder, revision)
-    if not (home / assembly.PLAN_FILE).is_file():
+    if not (home / PLAN_FILE).is_file():
         return plan
     found = assembly.read(home)
     same = replace(plan, **{name: getattr(found, name) for name in SIZES})
@@ -168,7 +179,7 @@ def build_index(
 def _forget(building: Building) -> None:
     """Remove the plan of an index that is in its place: it was killed before it could do so."""
     if building.is_open:
-        assembly.discard(building.home)
+        discard(building.home)
 
 
 def _finish(layout: Layout, building: Building) -> None:
@@ -235,7 +246,7 @@ def _ended(layout: Layout, encoder: str) -> Built | None:
     folder = layout.index(encoder, revision, store.count_rows(layout.sources))
     if not (folder / ann.MANIFEST).is_file():
         return None
-    if (_home(layout, encoder, revision) / assembly.PLAN_FILE).is_file():
+    if (_home(layout, encoder, revision) / PLAN_FILE).is_file():
         building = _open(layout, encoder)
         if not building.is_in_place:
             return None

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from redshelf.indexing import generation, joining, outputs, slurm
 from redshelf.indexing.files import alone, sha256
-from redshelf.indexing.jobs import Do, Run
+from redshelf.indexing.jobs import Do, Run, discard
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.outputs import Plan, Table
 from redshelf.indexing.runners import on_processes, on_ray
@@ -244,7 +244,7 @@ def _ended(path: Path, what: What) -> OutputReport | None:
             f"no plan is open for {path}, and it was not made by `redshelf {what}`: make one with "
             f"`redshelf {what} -o {path.name} --plan`"
         )
-    outputs.sweep(path)
+    discard(outputs.folder(path))  # what a kill has left
     return _report(path, format)
 
 

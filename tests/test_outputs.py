@@ -239,10 +239,11 @@ def test_parts_that_outlived_their_plan_go_with_the_next_commit(
     tiny_shelf: Path, path: Path, plan: Plan, whole: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(parts_of_plan, "sweep", lambda path: None)  # as if a kill came before
+        patch.setattr(parts_of_plan, "discard", lambda home: (home / "plan.json").unlink())  # as if a kill came then
         outputs.write(tiny_shelf, path, ASKED)
     assert done_parts(receipts(plan)) == set(range(5))
     assert outputs.commit(tiny_shelf, path, "neighbours").sources == len(whole)
+    assert not folder(path).exists()
     same(path, whole)
 
 

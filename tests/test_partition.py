@@ -12,6 +12,7 @@ import pytest
 import small_shelf
 
 from redshelf.indexing import partition
+from redshelf.indexing.files import write_json
 from redshelf.indexing.partition import Plan
 from redshelf.indexing.parts import ranges
 from redshelf.models.errors import BadInput, Conflict, NotFound
@@ -88,3 +89,16 @@ def test_a_plan_of_another_shelf_is_refused(tmp_path: Path) -> None:
     partition.write(layout, replace(PLAN, fingerprint=fingerprint))
     with pytest.raises(Conflict, match=r"was made for another shelf: sources\.lance has no version that it names"):
         partition.find(layout, "e")
+
+
+def test_a_plan_goes_with_its_receipts_unless_another_has_taken_its_place(tmp_path: Path) -> None:
+    layout = small_shelf.write(tmp_path / "shelf").layout
+    home = partition.write(layout, PLAN).parent
+    receipt = partition.receipts(layout, PLAN) / "part-000000.json"
+    write_json(receipt, {"part": 0})
+    partition.close(layout, replace(PLAN, task_parts=3))
+    assert partition.is_open(layout, PLAN) and receipt.is_file()
+    partition.close(layout, PLAN)
+    assert not home.exists()
+    partition.close(layout, PLAN)
+    assert [path.name for path in home.parent.iterdir()] == [f"{home.name}.plan.lock"]
