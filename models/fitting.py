@@ -81,7 +81,7 @@ def fit_redshift(
     by default the magnitude among the features; without one the support space is not chosen. `sky`: ra and dec of
     the labels [deg]; labels within 2 arcsec never answer for one another. `z_max`: end of the grid, by default 0.15
     in ln(1+z) past the last label. `shift_weights` forbids or demands weights; None lets validation decide, and
-    forbids them where there is no shift.
+    forbids them where there is no shift and where the target is fainter than the labels.
 
     Redshifts from -0.01 to 0 become 0 (counted in the report); below or above 20 is `BadInput`, as are fewer than
     50 labels, labels at one redshift, NaN.
@@ -105,6 +105,8 @@ def fit_redshift(
     rehearsed: Validated | None = None
     rehearsal: dict[str, Any] = {}
     if known.reaches_beyond:
+        if shift_weights is None:  # the few labels near such a target cannot tell whether weights help
+            options["shift_weights"] = False
         choices: tuple[tuple[str, ...], ...] = ((), (names[column[0]],))
         tried = {without: _rehearsed(known, names, without, options) for without in choices}
         left_out = min(tried, key=lambda without: tried[without].scores[tried[without].default]["crps"])

@@ -21,7 +21,7 @@ from redshelf.models.pdf import Pdf
 Floats = npt.NDArray[np.float64]
 NEIGHBOUR = 5
 MIN_EFFECTIVE_NEIGHBOURS = 5.0
-MAX_BEYOND_LABELS = 0.05
+MAX_BEYOND_LABELS = 0.16  # more, and the 68% interval reaches beyond the labels
 MAX_DISAGREEMENT = 0.1  # in dz
 MAX_MASS_AT_INFINITY = 0.05  # more, and a conformal interval of 95% is infinite
 # Bright fractions of the labels that answer for the rest; small ones too: mild cuts have too few bad answers to judge.
@@ -31,7 +31,7 @@ NUMBERS = ("distance_ratio", "effective_neighbours", "beyond_labels", "disagreem
 REASONS = (
     "no labelled source is near: the distance ratio is above 1",
     "fewer than 5 effective labelled neighbours",
-    "more than 5% of the density lies beyond the labels' redshifts: a lower limit only",
+    "more than 16% of the density lies beyond the labels' redshifts: a lower limit only",
     "nearest neighbours and network disagree by more than 0.1 (1+z)",
     "the labels are too few here to promise an interval of 95%",
 )
