@@ -21,7 +21,8 @@ from redshelf.models.pdf import Pdf
 Floats = npt.NDArray[np.float64]
 NEIGHBOUR = 5
 MIN_EFFECTIVE_NEIGHBOURS = 5.0
-MAX_BEYOND_LABELS = 0.16  # more, and the 68% interval reaches beyond the labels
+LIMIT_QUANTILE = 0.995  # of the labels' redshifts
+MAX_BEYOND_LABELS = 0.5
 MAX_DISAGREEMENT = 0.1  # in dz
 MAX_MASS_AT_INFINITY = 0.05  # more, and a conformal interval of 95% is infinite
 # Bright fractions of the labels that answer for the rest; small ones too: mild cuts have too few bad answers to judge.
@@ -31,7 +32,7 @@ NUMBERS = ("distance_ratio", "effective_neighbours", "beyond_labels", "disagreem
 REASONS = (
     "no labelled source is near: the distance ratio is above 1",
     "fewer than 5 effective labelled neighbours",
-    "more than 16% of the density lies beyond the labels' redshifts: a lower limit only",
+    "more than half of the density lies beyond the labels' redshifts: a lower limit only",
     "nearest neighbours and network disagree by more than 0.1 (1+z)",
     "the labels are too few here to promise an interval of 95%",
 )
@@ -60,7 +61,7 @@ class SupportAnswer:
 
 @dataclass(frozen=True)
 class Support:
-    """Labelled positions `bank` (L, D) in the chosen space, the distance that means ratio 1, and the labels' z99."""
+    """Labelled positions `bank` (L, D) in the chosen space, the distance that means ratio 1, and the limit of their redshifts."""
 
     bank: npt.NDArray[np.float32]
     unit_distance: float
@@ -111,7 +112,7 @@ def fit_support(bank: npt.ArrayLike, z: npt.ArrayLike, *, exclude: npt.ArrayLike
     distance, _ = exact_neighbours(points, points, NEIGHBOUR, exclude=hidden)
     unit = float(np.quantile(distance[:, -1], 0.99))
     # Labels that all coincide support only themselves: any positive unit says so.
-    return Support(points, unit if unit > 0 else 1e-12, float(np.quantile(np.asarray(z, dtype=np.float64), 0.99)))
+    return Support(points, unit if unit > 0 else 1e-12, float(np.quantile(np.asarray(z, dtype=np.float64), LIMIT_QUANTILE)))
 
 
 def choose_space(

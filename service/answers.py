@@ -210,7 +210,7 @@ class Support(Answer):
     reasons: list[str]
     distance_ratio: float
     effective_neighbours: float
-    beyond_labels: float = Field(description="probability beyond the 99th percentile of the labelled redshifts")
+    beyond_labels: float = Field(description="probability beyond the 99.5th percentile of the labelled redshifts")
     disagreement: float = Field(description="of nearest neighbours and network, |difference| / (1 + z)")
     mass_at_infinity: float = Field(
         description="share of the conformal distribution that no label stands for: intervals of a level above 1 minus "

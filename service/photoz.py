@@ -25,7 +25,7 @@ CONFORMAL = tuple(f"conformal_{side}_{percent}" for percent in (68, 95) for side
 SUPPORT = {
     "distance_ratio": "to the 5th labelled neighbour; above 1 no labelled source is near",
     "effective_neighbours": "labelled",
-    "beyond_labels": "probability beyond the 99th percentile of the labelled redshifts",
+    "beyond_labels": "probability beyond the 99.5th percentile of the labelled redshifts",
     "disagreement": "of nearest neighbours and network, |difference| / (1 + z)",
     "mass_at_infinity": "share of the conformal distribution that no label stands for",
 }
