@@ -56,7 +56,7 @@ class Calibration:
         """Ends (N,) of conformal intervals of recalibrated densities; -inf and inf where the level cannot be held."""
         threshold = conformal_threshold(self.scores, self.weights, ratio, level)
         tail = np.clip(0.5 - 0.5 * np.where(np.isfinite(threshold), threshold, 0), 1e-9, 0.5)
-        low, high = pdf.quantile(tail), pdf.quantile(1 - tail)
+        low, high = pdf.quantiles([tail, 1 - tail])
         endless = ~np.isfinite(threshold)
         return np.where(endless, -np.inf, low), np.where(endless, np.inf, high)
 

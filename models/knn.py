@@ -46,11 +46,12 @@ def exact_neighbours(
         raise BadInput(f"k={k}: expected 1 to {len(base) - spare}, the labelled sources left")
     wanted = min(k + spare + 8, len(base))  # float32 may swap near ties at the end of the list: look a little further
     _, found = faiss.knn(points, base, wanted)
-    exact_base, exact_points = np.asarray(bank, dtype=np.float64), np.asarray(queries, dtype=np.float64)
+    given, exact_points = np.asarray(bank), np.asarray(queries, dtype=np.float64)
     square = np.empty(found.shape)
     for start in range(0, len(points), BLOCK):
         rows = slice(start, start + BLOCK)
-        square[rows] = ((exact_base[found[rows]] - exact_points[rows, None]) ** 2).sum(axis=2)
+        offset = given[found[rows]] - exact_points[rows, None]  # (n, wanted, D) float64
+        square[rows] = np.einsum("nkd,nkd->nk", offset, offset)
     if banned is not None:
         hidden = np.zeros(found.shape, dtype=bool)
         for column in banned.T:

@@ -5,6 +5,7 @@ Arrays only. Densities are piecewise constant between edges, so every integral h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,10 +74,16 @@ class Pdf:
 
     def quantile(self, q: float | Floats) -> Floats:
         """z with CDF(z) = q, 0 < q < 1, linear inside a bin, (N,); `q` one number or one a source, (N,)."""
-        level = np.broadcast_to(np.asarray(q, dtype=np.float64), (len(self),))
-        if not ((level > 0) & (level < 1)).all():
-            raise BadInput(f"quantile q={q}: expected 0 < q < 1")
+        return self.quantiles([q])[0]
+
+    def quantiles(self, levels: Sequence[float | Floats]) -> list[Floats]:
+        """`quantile` of several levels, from one CDF."""
         cdf = self.cdf()
+        return [self._quantile(cdf, np.broadcast_to(np.asarray(q, dtype=np.float64), (len(self),))) for q in levels]
+
+    def _quantile(self, cdf: Floats, level: Floats) -> Floats:
+        if not ((level > 0) & (level < 1)).all():
+            raise BadInput(f"quantile q={level[0]}: expected 0 < q < 1")
         bin_ = np.clip((cdf < level[:, None]).sum(axis=1) - 1, 0, len(self.edges) - 2)
         rows = np.arange(len(self))
         low, high = cdf[rows, bin_], cdf[rows, bin_ + 1]

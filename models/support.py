@@ -61,7 +61,7 @@ class SupportAnswer:
 
 @dataclass(frozen=True)
 class Support:
-    """Labelled positions `bank` (L, D) in the chosen space, the distance that means ratio 1, and the limit of their redshifts."""
+    """Labelled positions `bank` (L, D) in the chosen space, what means ratio 1, and the limit of their redshifts."""
 
     bank: npt.NDArray[np.float32]
     unit_distance: float
@@ -112,7 +112,9 @@ def fit_support(bank: npt.ArrayLike, z: npt.ArrayLike, *, exclude: npt.ArrayLike
     distance, _ = exact_neighbours(points, points, NEIGHBOUR, exclude=hidden)
     unit = float(np.quantile(distance[:, -1], 0.99))
     # Labels that all coincide support only themselves: any positive unit says so.
-    return Support(points, unit if unit > 0 else 1e-12, float(np.quantile(np.asarray(z, dtype=np.float64), LIMIT_QUANTILE)))
+    return Support(
+        points, unit if unit > 0 else 1e-12, float(np.quantile(np.asarray(z, dtype=np.float64), LIMIT_QUANTILE))
+    )
 
 
 def choose_space(

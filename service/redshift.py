@@ -70,7 +70,7 @@ def numbers(fit: OpenRedshift, prediction: Prediction) -> dict[str, Floats]:
     density = prediction.pdf
     quantiles = {"z_q16": 0.16, "z_q84": 0.84, "z_q025": 0.025, "z_q975": 0.975}
     found = {"z_median": prediction.point, "z_mode": density.mode()}
-    found |= {name: density.quantile(q) for name, q in quantiles.items()}
+    found |= dict(zip(quantiles, density.quantiles(list(quantiles.values())), strict=True))
     for percent in (68, 95):
         ends = fit.model.interval(prediction, percent / 100)
         for side, end in zip(("low", "high"), ends, strict=True):
