@@ -9,6 +9,7 @@ it. Training takes torch, answering numpy and scipy alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ COMPONENTS = 3
 WARMUP = 100  # steps
 DECAY = 1e-2
 BATCHES = (32, 256)  # labels in a batch: an eighth of them, within these
-EPOCHS = 5  # at least, where labels are many
+EPOCHS, MOST_EPOCHS = 5, 100  # at least, where labels are many; at most, where they are few
 CLIP = 8.0  # standard deviations: a feature beyond is no better known than this
 LOG_WIDTHS = (-5.0, 1.0)  # of a Gaussian, in standard deviations of the labels
 POWERS = (1.0,)  # of the shift weights
@@ -144,54 +145,55 @@ def _train(
     weights: Floats | None,
     fold: Ints,
     target: Target,
-    *,
     seed: int,
-    threads: int,
 ) -> npt.NDArray[np.float32]:
-    """Parameters of a member a fold of one kind, trained together, (folds, P)."""
+    """Parameters of a member a fold of one kind, trained together by one thread, (folds, P).
+
+    Nothing here is drawn from torch's own generator: the kinds are trained side by side, and give the same bytes for
+    any number of threads.
+    """
     import torch
     from torch.nn import functional as F
 
-    from redshelf.models.training import seeded
-
     recipe, rng = RECIPES[kind], np.random.default_rng((seed, len(x)))
     sizes = (x.shape[1], *WIDTHS, target.n_bins if kind == "bins" else 3 * COMPONENTS)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with seeded(seed):
-            layers = [(torch.randn(FOLDS, a, b) * (2 / a) ** 0.5, torch.zeros(FOLDS, 1, b)) for a, b in pairwise(sizes)]
-            layers[-1][0].mul_(0.1)
-            if kind == "mixture":  # else the components start, and stay, as one
-                layers[-1][1][..., COMPONENTS : 2 * COMPONENTS] = torch.linspace(-1, 1, COMPONENTS)
-            parameters = [p.requires_grad_() for layer in layers for p in layer]
-            optimiser = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=DECAY, fused=True)
-            inputs, truth = torch.from_numpy(np.clip(x, -CLIP, CLIP)), torch.from_numpy(z).float()
-            share = torch.ones(len(z)) if weights is None else torch.from_numpy(weights / weights.mean()).float()
-            seen = [np.flatnonzero(fold != number) for number in range(FOLDS)]
-            smallest = min(map(len, seen))
-            size = min(int(np.clip(smallest // 8, *BATCHES)), smallest)
-            steps = max(recipe.steps, EPOCHS * smallest // size)
-            draws = [_batches(rows, size, rng) for rows in seen]
-            for step in range(steps):
-                rate = min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + np.cos(np.pi * step / steps))
-                optimiser.param_groups[0]["lr"] = recipe.rate * rate
-                rows = torch.from_numpy(np.stack([next(draw) for draw in draws]))  # (folds, size)
-                hidden = inputs[rows]
-                with torch.autocast("cpu", dtype=torch.bfloat16):
-                    for number, (weight, bias) in enumerate(layers):
-                        if number:
-                            hidden = F.dropout(F.relu(hidden), recipe.dropout)
-                        hidden = torch.baddbmm(bias, hidden, weight)
-                loss = _losses(kind, hidden.float().view(-1, sizes[-1]), truth[rows].view(-1), target)
-                optimiser.zero_grad(set_to_none=True)
-                (loss @ share[rows].view(-1) / size).backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(parameters, 5.0)
-                optimiser.step()
-        with torch.no_grad():
-            return torch.cat([p.reshape(FOLDS, -1) for p in parameters], dim=1).numpy()
-    finally:
-        torch.set_num_threads(before)
+    draw = torch.Generator().manual_seed(seed)
+    torch.set_num_threads(1)  # of this Python thread
+    layers = [
+        (torch.randn(FOLDS, a, b, generator=draw) * (2 / a) ** 0.5, torch.zeros(FOLDS, 1, b))
+        for a, b in pairwise(sizes)
+    ]
+    layers[-1][0].mul_(0.1)
+    if kind == "mixture":  # else the components start, and stay, as one
+        layers[-1][1][..., COMPONENTS : 2 * COMPONENTS] = torch.linspace(-1, 1, COMPONENTS)
+    parameters = [p.requires_grad_() for layer in layers for p in layer]
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=DECAY, fused=True)
+    inputs, truth = torch.from_numpy(np.clip(x, -CLIP, CLIP)), torch.from_numpy(z).float()
+    share = torch.ones(len(z)) if weights is None else torch.from_numpy(weights / weights.mean()).float()
+    seen = [np.flatnonzero(fold != number) for number in range(FOLDS)]
+    smallest = min(map(len, seen))
+    size = min(int(np.clip(smallest // 8, *BATCHES)), smallest)
+    epoch = smallest / size
+    steps = max(int(min(recipe.steps, MOST_EPOCHS * epoch)), int(EPOCHS * epoch), 2 * WARMUP)
+    streams = [_batches(rows, size, rng) for rows in seen]
+    for step in range(steps):
+        rate = min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + np.cos(np.pi * step / steps))
+        optimiser.param_groups[0]["lr"] = recipe.rate * rate
+        rows = torch.from_numpy(np.stack([next(stream) for stream in streams]))  # (folds, size)
+        hidden = inputs[rows]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for number, (weight, bias) in enumerate(layers):
+                if number:
+                    kept = torch.rand(hidden.shape, generator=draw) >= recipe.dropout
+                    hidden = F.relu(hidden) * kept / (1 - recipe.dropout)
+                hidden = torch.baddbmm(bias, hidden, weight)
+        loss = _losses(kind, hidden.float().view(-1, sizes[-1]), truth[rows].view(-1), target)
+        optimiser.zero_grad(set_to_none=True)
+        (loss @ share[rows].view(-1) / size).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimiser.step()
+    with torch.no_grad():
+        return torch.cat([p.reshape(FOLDS, -1) for p in parameters], dim=1).numpy()
 
 
 def _losses(kind: str, out: Tensor, z: Tensor, target: Target) -> Tensor:
@@ -233,6 +235,8 @@ def fit_network(
     Whether shift weights enter the training is chosen by out-of-fold CRPS in ln(1+z) weighted by `importance` (L,),
     unless `shift_weights` forbids or demands it. `exclude` (L, m) lists for each label itself and its close companions.
     """
+    import torch
+
     from redshelf.models.bins import Target
 
     x, truth = np.asarray(features, dtype=np.float32), np.asarray(z, dtype=np.float64)
@@ -243,16 +247,18 @@ def fit_network(
 
     def run(power: float) -> tuple[NetworkRedshift, Floats]:
         weights = (importance + 1e-3) ** power if power else None
-        bins, mixtures = (
-            _train(kind, x, truth, weights, fold, target, seed=seed, threads=threads) for kind in ("bins", "mixture")
-        )
+        with ThreadPoolExecutor(min(threads, 2)) as pool:
+            jobs = [pool.submit(_train, kind, x, truth, weights, fold, target, seed) for kind in RECIPES]
+            bins, mixtures = (job.result() for job in jobs)
         model = NetworkRedshift(
             bins, mixtures, x.shape[1], fold, target.n_bins, target.width, target.centre, target.scale, edges
         )
         answer = model.predict(x, exclude=rows)
         return model, np.abs(np.log1p(answer.median()) - np.log1p(truth))
 
+    before = torch.get_num_threads()
     tried = {power: run(power) for power in {None: (0.0, *POWERS), True: (1.0,), False: (0.0,)}[shift_weights]}
+    torch.set_num_threads(before)  # else what is started later has the one thread of a training
     losses = {power: loss for power, (_, loss) in tried.items()}
     power = next(iter(losses))
     for other in losses:

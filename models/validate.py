@@ -19,6 +19,7 @@ from redshelf.models.pdf import Pdf
 
 Floats = npt.NDArray[np.float64]
 MEMBERS = ("knn", "lightgbm", "network")
+BLEND_MARGIN = 0.1  # of the loss: two members of the network answer for a label, twenty for the target
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def validate(
     """From raw densities of `MEMBERS` for N unseen labels, their redshifts, weights and whether they are in support.
 
     The mixture has the least weighted CDE loss. Calibration is that of labels in support. The default is the estimator
-    with the least CRPS / (1 + z), unless another is clearly better where the target lies.
+    with the least CRPS / (1 + z), unless another is clearly better where the target lies (`_default`).
     """
     importance = weights if weights.any() else np.ones(len(z))
     blend = Blend(blend_shares([pdfs[name] for name in MEMBERS], z, importance))
@@ -96,7 +97,11 @@ def _scores(
 
 
 def _default(losses: Mapping[str, Floats], importance: Floats) -> str:
-    """The plainly best, unless the best by weight is clearly better."""
-    first = min(losses, key=lambda name: float(losses[name].mean()))
-    best = min(losses, key=lambda name: metrics.weighted_mean(losses[name], importance))
-    return best if metrics.clearly_better(losses[first], losses[best], importance) else first
+    """The plainly best, unless the best by weight is clearly better; the blend has to be so by a tenth.
+
+    Validation flatters the blend: on zCOSMOS by 5%, where it was no better than the network on the targets.
+    """
+    judged = {name: loss * (1 + BLEND_MARGIN * (name == "blend")) for name, loss in losses.items()}
+    first = min(judged, key=lambda name: float(judged[name].mean()))
+    best = min(judged, key=lambda name: metrics.weighted_mean(judged[name], importance))
+    return best if metrics.clearly_better(judged[first], judged[best], importance) else first
