@@ -6,6 +6,8 @@ import pytest
 from redshelf.models import metrics
 from redshelf.models.fitting import fit_redshift
 
+FULL_TRAINING = True  # of the networks: see conftest
+
 NAMES = ("g-r", "r-i", "i")
 
 

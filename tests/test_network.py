@@ -8,6 +8,8 @@ from redshelf.models.errors import BadInput
 from redshelf.models.network import fit_network
 from redshelf.models.pdf import default_edges
 
+FULL_TRAINING = True  # of the networks: see conftest
+
 EDGES = default_edges(2)
 
 

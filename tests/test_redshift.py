@@ -13,6 +13,8 @@ from redshelf.models.frame import fit_frame, is_magnitude
 from redshelf.models.pdf import Pdf
 from redshelf.models.redshift import ESTIMATORS, RedshiftModel
 
+FULL_TRAINING = True  # of the networks: see conftest
+
 NAMES = ("u-g", "g-r", "r-i", "i", "observed_g")
 EMBEDDING = tuple(f"e{n}" for n in range(80))
 
