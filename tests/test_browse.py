@@ -16,7 +16,8 @@ from redshelf.api import browse
 from redshelf.api.app import create_app
 from redshelf.models.errors import BadInput
 from redshelf.models.pdf import Pdf, default_edges
-from redshelf.service.answers import Calibration, PdfAnswer, RedshiftAnswer, Shift, Support
+from redshelf.models.support import NUMBERS
+from redshelf.service.answers import Calibration, Conformal, PdfAnswer, RedshiftAnswer, Shift, Support
 from redshelf.service.settings import load
 
 VOID = {"meta", "link", "input", "img", "br", "line", "path"}
@@ -68,9 +69,12 @@ def answer(centre: float, width: float) -> RedshiftAnswer:
         z_q84=float(pdf.quantile(0.84)[0]),
         interval_95=(float(pdf.quantile(0.025)[0]), float(pdf.quantile(0.975)[0])),
         pdf=PdfAnswer(z=edges.tolist(), density=pdf.density[0].tolist()),
-        support=Support(in_support=True, reasons=[], distance_ratio=1, effective_neighbours=5, beyond_labels=0),
+        conformal=Conformal(interval_68=None, interval_95=None),
+        support=Support(in_support=True, reasons=[], **dict.fromkeys(NUMBERS, 1.0)),
         shift=Shift(method="none", effective_sample_size=10),
-        calibration=Calibration(method="none", pit_ks=None, effective_sample_size=10),
+        calibration=Calibration(
+            method="none", pit_ks=None, coverage_68=0.68, coverage_95=0.95, effective_sample_size=10
+        ),
         n_neighbours=5,
         encoder="e",
         revision="r",
