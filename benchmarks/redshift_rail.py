@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float64]
 ROUNDS, QUICK_ROWS = 3, (1500, 2000)
 TIMES_FASTER = 20
 SCORES = ("bias", "sigma_mad", "outliers", "cde_loss", "pit_ks")
+COVERAGE = ("cover_68", "cover_95")
 
 
 def table(kind: str, rows: int | None) -> dict[str, Floats]:
@@ -37,14 +38,16 @@ def table(kind: str, rows: int | None) -> dict[str, Floats]:
 
 
 def scores(pdf: Pdf, point: Floats, z: Floats) -> dict[str, float]:
-    """bias, sigma_MAD and outliers of `point`, CDE loss and KS of the PIT of `pdf`."""
-    dz = metrics.delta_z(point, z)
+    """bias, sigma_MAD and outliers of `point`; CDE loss, KS of the PIT and coverage of `pdf`."""
+    dz, pit = metrics.delta_z(point, z), pdf.pit(z)
     return {
         "bias": metrics.bias(dz),
         "sigma_mad": metrics.sigma_mad(dz),
         "outliers": metrics.outlier_fraction(dz),
         "cde_loss": metrics.cde_loss(pdf, z),
-        "pit_ks": metrics.pit_ks(pdf.pit(z)),
+        "pit_ks": metrics.pit_ks(pit),
+        "cover_68": float((np.abs(pit - 0.5) <= 0.34).mean()),
+        "cover_95": float((np.abs(pit - 0.5) <= 0.475).mean()),
     }
 
 
@@ -131,11 +134,11 @@ def run(arguments: Namespace) -> list[str]:
         name = f"redshelf {estimator}{', chosen' if estimator == model.default_estimator else ''}"
         lines[name] = {"fit": fitted, **rate, **scores(found.pdf, found.point, truth)}
     print(f"{len(features):,} to train on, {len(wanted):,} to answer for; blend {model.report['blend']}\n")
-    heads = ("", "fit s", "objects/s", "a core", "bias", "sigma_MAD", "outliers", "CDE loss", "PIT KS")
+    heads = ("", "fit s", "objects/s", "a core", "bias", "sigma_MAD", "outliers", "CDE loss", "PIT KS", "68%", "95%")
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name, line in lines.items():
         cost = f"{line['fit']:.1f} | {line['rate']:,.0f} | {line['core']:,.0f}" if "rate" in line else " | | "
-        values = " | ".join(f"{line[s]:+.4f}" if s == "bias" else f"{line[s]:.4f}" for s in SCORES)
+        values = " | ".join(f"{line[s]:+.4f}" if s == "bias" else f"{line[s]:.4f}" for s in (*SCORES, *COVERAGE))
         print(f"| {name} | {cost} | {values} |", flush=True)
     return faults(lines, rivals, f"redshelf {model.default_estimator}, chosen")
 

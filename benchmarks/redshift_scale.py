@@ -2,8 +2,8 @@
 
 Eight hidden numbers make 64 smooth ones, as an embedding's, and the redshift; labels lie nearer than the sources. The
 model is fitted in one process and stored; others read it and answer block by block, keeping three quantiles a source.
-Seconds are those of the run, under the profiler, which adds little: the work is in arrays. *of cores*: the time that the
-process was given, of all its threads, which a machine that others keep busy can tell.
+Seconds are those of the run, under the profiler, which adds little: the work is in arrays. *of cores*: the time that
+all threads were given, which a machine that others keep busy can tell.
 """
 
 from __future__ import annotations
@@ -117,10 +117,8 @@ def run(arguments: Namespace) -> list[str]:
         found: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])
         kind = f"fit on {fit:,} of {labels:,}" if what == "fit" else f"{what}, {sources:,} sources"
         rate = f", {sources / found['seconds']:,.0f}/s" if sources else ""
-        print(
-            f"{kind}: {found['seconds']:.0f} s ({found['core_seconds']:.0f} s of cores){rate}, peak {found['peak_mb']:,.0f} MB",
-            flush=True,
-        )
+        took = f"{found['seconds']:.0f} s ({found['core_seconds']:.0f} s of cores){rate}"
+        print(f"{kind}: {took}, peak {found['peak_mb']:,.0f} MB", flush=True)
         for name, own, whole in found["costliest"]:
             print(f"    {own:8.1f} s own {whole:8.1f} s in all  {name}", flush=True)
         return found
