@@ -22,6 +22,8 @@ ROUNDS, QUICK_ROWS = 3, (1500, 2000)
 TIMES_FASTER = 20
 SCORES = ("bias", "sigma_mad", "outliers", "cde_loss", "pit_ks")
 COVERAGE = ("cover_68", "cover_95")
+HEADS = ("", "fit s", "objects/s", "a core", "bias", "sigma_MAD", "outliers", "CDE loss", "PIT KS", "68%", "95%")
+OURS = "redshelf knn, as a stage"
 
 
 def table(kind: str, rows: int | None) -> dict[str, Floats]:
@@ -60,7 +62,7 @@ def on_edges(ensemble: Any, edges: Floats) -> Pdf:
 def best_rate(answer: Callable[[], Any], objects: int, rounds: int) -> tuple[Any, dict[str, float]]:
     """The answer, and of the best of some rounds objects a second, and a second of one core.
 
-    The latter is what a machine that others keep busy can tell.
+    The latter is what a machine that others keep busy can tell; it leaves out processes that were begun.
     """
     seconds, cores = [], []
     for _ in range(rounds):
@@ -104,9 +106,18 @@ def run(arguments: Namespace) -> list[str]:
     train, test = table("training", rows[0]), table("validation", rows[1])
     truth, edges = test["redshift"], default_edges(3.0)
     lines: dict[str, dict[str, Any]] = {}
+    print(f"{len(train['redshift']):,} to train on, {len(truth):,} to answer for\n")
+    print(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}", flush=True)
+
+    def told(name: str, line: dict[str, Any]) -> None:
+        lines[name] = line
+        cost = f"{line['fit']:.1f} | {line['rate']:,.0f} | {line['core']:,.0f}" if "rate" in line else " | | "
+        values = " | ".join(f"{line[s]:+.4f}" if s == "bias" else f"{line[s]:.4f}" for s in (*SCORES, *COVERAGE))
+        print(f"| {name} | {cost} | {values} |", flush=True)
+
     ours, fitted, rate = staged(RedshelfKnnInformer, RedshelfKnnEstimator, train, test, ROUNDS)
     pdf = on_edges(ours, edges)
-    lines["redshelf knn, as a stage"] = {"fit": fitted, **rate, **scores(pdf, pdf.median(), truth)}
+    told(OURS, {"fit": fitted, **rate, **scores(pdf, pdf.median(), truth)})
     rivals = []
     for name, module, classes in (
         ("RAIL k nearest", "k_nearneigh", ("KNearNeighInformer", "KNearNeighEstimator")),
@@ -119,10 +130,10 @@ def run(arguments: Namespace) -> list[str]:
             continue
         theirs, fitted, rate = staged(*(getattr(found, kind) for kind in classes), train, test, ROUNDS)
         pdf = on_edges(theirs, edges)
-        lines[name] = {"fit": fitted, **rate, **scores(pdf, pdf.median(), truth)}
+        told(name, {"fit": fitted, **rate, **scores(pdf, pdf.median(), truth)})
         rivals.append(name)
         if theirs.ancil is not None and "zmode" in theirs.ancil:
-            lines[f"{name}, its mode"] = scores(pdf, np.squeeze(theirs.ancil["zmode"]), truth)
+            told(f"{name}, its mode", scores(pdf, np.squeeze(theirs.ancil["zmode"]), truth))
             rivals.append(f"{name}, its mode")
     began = time.perf_counter()
     columns = RedshelfKnnInformer.make_stage(name="columns").columns()
@@ -132,20 +143,14 @@ def run(arguments: Namespace) -> list[str]:
     for estimator in ESTIMATORS:
         found, rate = best_rate(lambda e=estimator: model.predict(wanted, estimator=e), len(wanted), 1)  # type: ignore[misc]
         name = f"redshelf {estimator}{', chosen' if estimator == model.default_estimator else ''}"
-        lines[name] = {"fit": fitted, **rate, **scores(found.pdf, found.point, truth)}
-    print(f"{len(features):,} to train on, {len(wanted):,} to answer for; blend {model.report['blend']}\n")
-    heads = ("", "fit s", "objects/s", "a core", "bias", "sigma_MAD", "outliers", "CDE loss", "PIT KS", "68%", "95%")
-    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    for name, line in lines.items():
-        cost = f"{line['fit']:.1f} | {line['rate']:,.0f} | {line['core']:,.0f}" if "rate" in line else " | | "
-        values = " | ".join(f"{line[s]:+.4f}" if s == "bias" else f"{line[s]:.4f}" for s in (*SCORES, *COVERAGE))
-        print(f"| {name} | {cost} | {values} |", flush=True)
+        told(name, {"fit": fitted, **rate, **scores(found.pdf, found.point, truth)})
+    print(f"\nblend {model.report['blend']}")
     return faults(lines, rivals, f"redshelf {model.default_estimator}, chosen")
 
 
 def faults(lines: dict[str, dict[str, Any]], rivals: list[str], chosen: str) -> list[str]:
     """A line for each number of the issue that falls short."""
-    wrong, own = [], lines["redshelf knn, as a stage"]
+    wrong, own = [], lines[OURS]
     for name in rivals:
         theirs = lines[name]
         if "rate" in theirs and own["rate"] < TIMES_FASTER * theirs["rate"]:
