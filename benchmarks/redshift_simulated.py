@@ -288,6 +288,10 @@ def faults(scenario: str, results: list[dict[str, Any]]) -> list[str]:
         ours, plain = (_mean(results, *keys, "pit_ks")[0] for keys in (("in",), ("plain", "in")))
         if not ours <= plain / 2:
             wrong.append(f"s1: PIT KS {ours:.4f} in support, plain {plain:.4f}: wanted at most half")
+        for score in ("sigma_mad", "outliers", "cde_loss"):
+            ours, plain = (_mean(results, *keys, score)[0] for keys in (("in",), ("unweighted", "in")))
+            if ours > plain:
+                wrong.append(f"s1: {score} {ours:.4f} in support, without weights {plain:.4f}: wanted never worse")
         few = [r["draw"] for r in results if r["labels"] < LABELS or r["targets"] < TARGETS]
         if few:
             wrong.append(f"s1: under {LABELS:,} labels or {TARGETS:,} targets in draws {few}")
