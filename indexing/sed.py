@@ -135,7 +135,13 @@ def templates(wavelength_angstrom: Floats) -> Floats:
     """(31, wavelengths): f_nu of the COSMOS templates in the order of their list, ellipticals to starbursts."""
     import rail
 
-    folder = Path(next(iter(rail.__path__))) / "examples_data" / "estimation_data" / "data" / "SED"
+    folder = (
+        next(p for p in map(Path, rail.__path__) if (p / "examples_data").is_dir())
+        / "examples_data"
+        / "estimation_data"
+        / "data"
+        / "SED"
+    )
     names = (folder / "COSMOS_seds.list").read_text().split()
     rows = []
     for name in names:

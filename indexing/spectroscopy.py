@@ -51,7 +51,13 @@ def success_rates() -> Floats:
     import rail
     from scipy.ndimage import gaussian_filter
 
-    folder = Path(next(iter(rail.__path__))) / "examples_data" / "creation_data" / "data" / "success_rate_data"
+    folder = (
+        next(p for p in map(Path, rail.__path__) if (p / "examples_data").is_dir())
+        / "examples_data"
+        / "creation_data"
+        / "data"
+        / "success_rate_data"
+    )
     rates = np.loadtxt(folder / "hsc_success.txt")
     smooth = gaussian_filter(rates, SMOOTHING_CELLS, truncate=SMOOTHING_REACH, mode="constant")
     return np.where(smooth < LOWEST_RATE, 0.0, smooth)

@@ -16,7 +16,7 @@ from redshelf.models.errors import BadInput
 from redshelf.models.pdf import Pdf
 
 Floats = npt.NDArray[np.float64]
-LEAST_SHARE = 0.02  # an estimator of less is not worth its time
+LEAST_SHARE = 0.1  # an estimator of less is not worth its time
 
 
 def mixture(pdfs: Sequence[Pdf], shares: npt.ArrayLike) -> Pdf:

@@ -34,7 +34,7 @@ WEIGHT_DIM = 16  # neighbour ratios are noise in more dimensions
 # The others were no better where labels are few or columns many, and take ten times as long (benchmarks/shift.py).
 CANDIDATES = {name: METHODS[name] for name in (DEFAULT, "classifier", "strata")}
 EMBEDDING_SCALES = (0.25, 0.5, 1.0)
-VALIDATION_ROWS = 10_000
+VALIDATION_ROWS = 20_000
 REFERENCE = 4000  # labels, and as many targets, that tell the density ratio of a query
 FAINTEST, MOST_BEYOND = 5, 0.1  # targets fainter than all but 5 labels: more than a tenth of them is beyond the labels
 REHEARSAL_LABELS = 400

@@ -62,6 +62,13 @@ class Frame:
         names = tuple(name for name, flag in zip(self.names, kept, strict=True) if flag)
         return np.concatenate([pair_colours(x[:, kept], names)[0], self.parts(x)[1]], axis=1)
 
+    @property
+    def own_space(self) -> str | None:
+        """Which of `spaces` is the neighbour space itself; None where columns are left out of that."""
+        both = self.is_embedding.any() and not self.is_embedding.all()
+        name = "embedding" if self.is_embedding.all() else "colours+magnitude"
+        return None if self.left_out else "embedding+colours+magnitude" if both else name
+
     def spaces(self, features: npt.ArrayLike) -> dict[str, Floats]:
         """Where support can be measured: colours, photometry, embedding, both; those that these features hold."""
         photometry, embedding = self.parts(features)

@@ -22,7 +22,7 @@ Ints = npt.NDArray[np.int64]
 MAX_DIM = 64
 NEIGHBOURS = (10, 20, 40, 60, 100)
 RIDGE = 0.1  # of the mean eigenvalue of the local scatter matrix
-SMOOTHING = (0.5, 1.0, 1.5, 2.0, 3.0)
+SMOOTHING = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 VALIDATION_ROWS = 4000
 BLOCK = 2048
 COMPANION_ARCSEC = 2.0
@@ -154,10 +154,11 @@ def smoothed_pdf(edges: Floats, samples: Floats, weights: Floats, width: Floats)
 
 @dataclass(frozen=True)
 class KnnPrediction:
-    """Densities of N queries with their neighbours: rows of the bank (N, k) and weights (N, k) that sum to 1."""
+    """Densities of N queries with their neighbours: rows of the bank and distances (N, k), weights that sum to 1."""
 
     pdf: Pdf
     neighbours: Ints
+    distances: Floats
     neighbour_weights: Floats
 
 
@@ -174,14 +175,14 @@ class KnnRedshift:
     smoothing: float
     floor: float
 
-    def _samples(self, queries: npt.ArrayLike, exclude: npt.ArrayLike | None) -> tuple[Floats, Floats, Ints]:
+    def _samples(self, queries: npt.ArrayLike, exclude: npt.ArrayLike | None) -> tuple[Floats, Floats, Ints, Floats]:
         points = np.asarray(queries, dtype=np.float32)
         distance, rows = exact_neighbours(self.bank, points, self.k, exclude=exclude)
         weights = kernel_weights(distance, self.weights[rows])
         samples = self.log1pz[rows]
         if self.local_linear:
             samples = local_samples(samples, self.bank[rows] - points[:, None], weights)
-        return samples, weights, rows
+        return samples, weights, rows, distance
 
     def predict(self, queries: npt.ArrayLike, *, exclude: npt.ArrayLike | None = None) -> KnnPrediction:
         """Densities of `queries` (N, D); `exclude` as in `exact_neighbours`: a labelled source names itself there."""
@@ -191,15 +192,14 @@ class KnnRedshift:
         banned = None if exclude is None else np.asarray(exclude, dtype=np.int64).reshape(len(points), -1)
         density = np.empty((len(points), len(self.edges) - 1))
         neighbours = np.empty((len(points), self.k), dtype=np.int64)
-        weights = np.empty((len(points), self.k))
+        weights, distances = np.empty((2, len(points), self.k))
         for start in range(0, len(points), BLOCK):
             part = slice(start, start + BLOCK)
-            samples, weights[part], neighbours[part] = self._samples(
-                points[part], None if banned is None else banned[part]
-            )
+            hidden = None if banned is None else banned[part]
+            samples, weights[part], neighbours[part], distances[part] = self._samples(points[part], hidden)
             width = self.smoothing * bandwidth(samples, weights[part], self.floor)
             density[part] = smoothed_pdf(self.edges, samples, weights[part], width).density
-        return KnnPrediction(Pdf(self.edges, density), neighbours, weights)
+        return KnnPrediction(Pdf(self.edges, density), neighbours, distances, weights)
 
 
 def bandwidth(samples: Floats, weights: Floats, floor: float) -> Floats:
@@ -261,7 +261,7 @@ def fit_knn(
     scores = dict.fromkeys(SMOOTHING, 0.0)
     for start in range(0, len(rows), BLOCK):
         part = slice(start, start + BLOCK)
-        samples, share, _ = model._samples(bank[rows[part]], exclude[rows[part]])
+        samples, share, *_ = model._samples(bank[rows[part]], exclude[rows[part]])
         width, truth = bandwidth(samples, share, floor), np.expm1(log1pz[rows[part]])
         for smoothing in SMOOTHING:
             pdf = smoothed_pdf(edges, samples, share, smoothing * width)

@@ -118,6 +118,7 @@ class RedshiftModel:
             disagreement=disagreement(members),
             mass_at_infinity=calibration.mass_at_infinity(ratio),
             exclude=hidden,
+            distances=near.distances if self.support_space == self.frame.own_space else None,
         )
         name: Any = estimator
         return Prediction(name, pdf, pdf.median(), support, ratio, near.neighbours, near.neighbour_weights)

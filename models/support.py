@@ -81,12 +81,17 @@ class Support:
         disagreement: Floats,
         mass_at_infinity: Floats,
         exclude: npt.ArrayLike | None = None,
+        distances: Floats | None = None,
     ) -> SupportAnswer:
         """Support of `points` (N, D) with densities `pdf`; their labelled neighbours' weights (N, k) sum to 1.
 
-        `disagreement` (N,) of the estimators, in dz; `mass_at_infinity` (N,) of the conformal distribution.
+        `disagreement` (N,) of the estimators, in dz; `mass_at_infinity` (N,) of the conformal distribution. `distances`
+        (N, k) of the neighbours spare a search where they were looked for in this space.
         """
-        ratio = self.distance_ratio(points, exclude=exclude)
+        if distances is not None and distances.shape[1] >= NEIGHBOUR:
+            ratio = distances[:, NEIGHBOUR - 1] / self.unit_distance
+        else:
+            ratio = self.distance_ratio(points, exclude=exclude)
         effective = 1 / (neighbour_weights**2).sum(axis=1)
         beyond = 1 - pdf.pit(np.full(len(pdf), self.z_limit))
         flags = np.column_stack(
