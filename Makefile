@@ -42,6 +42,10 @@ format: venv
 
 bench: venv
 	$(BIN)/python benchmarks/real_zcosmos.py
+	$(BIN)/python benchmarks/boost_quantiles.py
+	$(BIN)/python benchmarks/clap_knn.py
+	$(BIN)/python benchmarks/shift.py
+	$(BIN)/python benchmarks/redshift.py
 	$(BIN)/python benchmarks/real_hsc.py
 	$(BIN)/python benchmarks/retrieval.py
 	$(BIN)/python benchmarks/ingest.py
