@@ -131,17 +131,18 @@ def filter_responses(wavelength_angstrom: Floats) -> Floats:
     return np.array(rows)
 
 
-def templates(wavelength_angstrom: Floats) -> Floats:
-    """(31, wavelengths): f_nu of the COSMOS templates in the order of their list, ellipticals to starbursts."""
+def rail_data(kind: str) -> Path:
+    """The folder of RAIL's example data "estimation" or "creation", whichever of its packages is first on the path."""
     import rail
 
-    folder = (
-        next(p for p in map(Path, rail.__path__) if (p / "examples_data").is_dir())
-        / "examples_data"
-        / "estimation_data"
-        / "data"
-        / "SED"
+    return next(path for path in map(Path, rail.__path__) if (path / "examples_data").is_dir()) / (
+        f"examples_data/{kind}_data/data"
     )
+
+
+def templates(wavelength_angstrom: Floats) -> Floats:
+    """(31, wavelengths): f_nu of the COSMOS templates in the order of their list, ellipticals to starbursts."""
+    folder = rail_data("estimation") / "SED"
     names = (folder / "COSMOS_seds.list").read_text().split()
     rows = []
     for name in names:

@@ -8,11 +8,11 @@ visits, up to 20% labelled. Stars get no redshift.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from redshelf.indexing.sed import rail_data
 from redshelf.models.bands import flux_to_ab
 from redshelf.models.errors import BadInput
 
@@ -48,17 +48,9 @@ def check(scenario: str, bands: tuple[str, ...]) -> None:
 
 def success_rates() -> Floats:
     """(200, 200) P(spectrum | i, g-z) of HSC, smoothed: axis 0 is g-z from -2 to 6, axis 1 is i from 13 to 26."""
-    import rail
     from scipy.ndimage import gaussian_filter
 
-    folder = (
-        next(p for p in map(Path, rail.__path__) if (p / "examples_data").is_dir())
-        / "examples_data"
-        / "creation_data"
-        / "data"
-        / "success_rate_data"
-    )
-    rates = np.loadtxt(folder / "hsc_success.txt")
+    rates = np.loadtxt(rail_data("creation") / "success_rate_data" / "hsc_success.txt")
     smooth = gaussian_filter(rates, SMOOTHING_CELLS, truncate=SMOOTHING_REACH, mode="constant")
     return np.where(smooth < LOWEST_RATE, 0.0, smooth)
 
