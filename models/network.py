@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from redshelf.models.boost import default_threads, fold_of
 from redshelf.models.errors import BadInput
-from redshelf.models.metrics import clearly_better, weighted_mean
 from redshelf.models.pdf import Pdf, rebinned
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ BATCHES = (32, 256)  # labels in a batch: an eighth of them, within these
 EPOCHS, MOST_EPOCHS = 5, 100  # at least, where labels are many; at most, where they are few
 CLIP = 8.0  # standard deviations: a feature beyond is no better known than this
 LOG_WIDTHS = (-5.0, 1.0)  # of a Gaussian, in standard deviations of the labels
-POWERS = (1.0,)  # of the shift weights
+LEAST_WEIGHT = 1e-3  # of a label: weights may all be 0
 BLOCK = 8192
 
 
@@ -232,8 +231,9 @@ def fit_network(
 ) -> tuple[NetworkRedshift, dict[str, Any]]:
     """Fit on labelled `features` (L, D), standardised, and redshifts `z` (L,).
 
-    Whether shift weights enter the training is chosen by out-of-fold CRPS in ln(1+z) weighted by `importance` (L,),
-    unless `shift_weights` forbids or demands it. `exclude` (L, m) lists for each label itself and its close companions.
+    Shift weights `importance` (L,) enter the training only where `shift_weights` demands it. Validation chose them in 2
+    of 5 draws of zCOSMOS and on the simulated s1, and each time the target was answered worse: what a network gains
+    where the weights lie, it loses in labels. `exclude` (L, m) lists for each label itself and its close companions.
     """
     import torch
 
@@ -242,31 +242,13 @@ def fit_network(
     x, truth = np.asarray(features, dtype=np.float32), np.asarray(z, dtype=np.float64)
     fold, threads = fold_of(exclude, FOLDS, seed), threads or default_threads()
     target = Target.for_labels(truth)
-    weigh = importance if importance.any() else np.ones(len(truth))
-    rows = np.arange(len(truth))
-
-    def run(power: float) -> tuple[NetworkRedshift, Floats]:
-        weights = (importance + 1e-3) ** power if power else None
-        with ThreadPoolExecutor(min(threads, 2)) as pool:
-            jobs = [pool.submit(_train, kind, x, truth, weights, fold, target, seed) for kind in RECIPES]
-            bins, mixtures = (job.result() for job in jobs)
-        model = NetworkRedshift(
-            bins, mixtures, x.shape[1], fold, target.n_bins, target.width, target.centre, target.scale, edges
-        )
-        answer = model.predict(x, exclude=rows)
-        return model, np.abs(np.log1p(answer.median()) - np.log1p(truth))
-
+    weights = importance + LEAST_WEIGHT if shift_weights else None
     before = torch.get_num_threads()
-    tried = {power: run(power) for power in {None: (0.0, *POWERS), True: (1.0,), False: (0.0,)}[shift_weights]}
+    with ThreadPoolExecutor(min(threads, 2)) as pool:
+        jobs = [pool.submit(_train, kind, x, truth, weights, fold, target, seed) for kind in RECIPES]
+        bins, mixtures = (job.result() for job in jobs)
     torch.set_num_threads(before)  # else what is started later has the one thread of a training
-    losses = {power: loss for power, (_, loss) in tried.items()}
-    power = next(iter(losses))
-    for other in losses:
-        if other != power and clearly_better(losses[power], losses[other], weigh):
-            power = other
-    report = {
-        "members": 2 * FOLDS,
-        "shift_weights": power,
-        "loss": {f"weights^{p:g}" if p else "plain": weighted_mean(v, weigh) for p, v in losses.items()},
-    }
-    return tried[power][0], report
+    model = NetworkRedshift(
+        bins, mixtures, x.shape[1], fold, target.n_bins, target.width, target.centre, target.scale, edges
+    )
+    return model, {"members": 2 * FOLDS, "shift_weights": float(bool(shift_weights))}
