@@ -285,7 +285,7 @@ def _short_beyond(faint: Trust) -> list[str]:
         lines.append(
             f"E3 i>=22: {faint.in_support:.1%} in support with {faint.outliers_in:.4f} outliers, wanted 70% and .012"
         )
-    if faint.outliers_in > faint.outliers_out / 6:
+    if not faint.outliers_in <= faint.outliers_out / 6:  # too few out of support to tell is short too
         lines.append(
             f"E3 i>=22: outliers {faint.outliers_in:.4f} in support, wanted a sixth of {faint.outliers_out:.4f}"
         )

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from redshelf.models import metrics
 from redshelf.models.fitting import fit_redshift
+from redshelf.models.redshift import ESTIMATORS
 
 Floats = npt.NDArray[np.float64]
 BANDS = tuple("ubgvrizjk")
@@ -122,7 +123,7 @@ def our_points(x: Floats, z: Floats, target: Floats, say: Callable[[str], None])
     for label, weights in (("", None), (" unweighted", False), (" weighted", True)):
         started = time.perf_counter()
         model = fit_redshift(x, z, target, names=NAMES, shift_weights=weights)
-        answers = {name: model.predict(target, estimator=name) for name in ("knn", "lightgbm")}
+        answers = {name: model.predict(target, estimator=name) for name in ESTIMATORS}
         points |= {f"{name}{label}": answer.point for name, answer in answers.items()}
         if first is None:
             first = model, answers

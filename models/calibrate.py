@@ -117,7 +117,8 @@ def fit_calibration(pdf: Pdf, z: npt.ArrayLike, weights: npt.ArrayLike, *, seed:
         if clearly_better(lowest, loss, w):
             best, lowest = _shares(bin_, w, plain, size), loss
     images = KNOTS if best is identity else np.append(np.minimum(np.cumsum(np.append(0.0, best))[:-1], 1.0), 1.0)
-    score = 2 * np.abs(_mapped(images, pit) - 0.5)
+    # of the recalibrated density itself: between edges it is not quite the map of the density's own PIT
+    score = 2 * np.abs(Calibration(images, np.zeros(0), np.zeros(0)).recalibrated(pdf).pit(z) - 0.5)
     order = np.argsort(score, kind="stable")
     return Calibration(images, score[order], (w if w.any() else one)[order])
 

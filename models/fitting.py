@@ -109,7 +109,7 @@ def fit_redshift(
     if known.reaches_beyond:
         if shift_weights is None:  # the few labels near such a target cannot tell whether weights help
             options["shift_weights"] = False
-        choices: tuple[tuple[str, ...], ...] = ((), (names[column[0]],))
+        choices: list[tuple[str, ...]] = [(), (names[column[0]],)] if len(names) > 1 else [()]
         tried = {without: _rehearsed(known, names, without, options) for without in choices}
         left_out = min(tried, key=lambda without: tried[without].scores[tried[without].default]["crps"])
         rehearsed = tried[left_out]
@@ -117,6 +117,8 @@ def fit_redshift(
     frame = replace(fit_frame(x, target, names), left_out=left_out)
     model, report = _fitted(known, frame, _observables(frame, x, target, observables), options)
     found = rehearsed or _validated(model, known, seed, threads)
+    if rehearsed:  # the faint labels that calibrate stand for the target as they are
+        model = replace(model, shift=replace(model.shift, reference_weights=np.ones(len(model.shift.reference))))
     default: Any = found.default
     shift = model.shift
     report |= {
@@ -192,6 +194,7 @@ def _rehearsed(known: Known, names: tuple[str, ...], without: tuple[str, ...], o
     assert known.magnitudes is not None
     order = np.argsort(known.magnitudes[0], kind="stable")
     bright, faint = np.split(order, [len(order) // 2])
+    faint = faint[~np.isin(known.hidden[faint], bright).any(axis=1)]  # nobody's companion answers for him
     x, target = known.x[bright], known.x[faint]
     place = np.full(len(order) + 1, -1)  # the last one: nobody
     place[bright] = np.arange(len(bright))

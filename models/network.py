@@ -37,6 +37,7 @@ BATCHES = (32, 256)  # labels in a batch: an eighth of them, within these
 EPOCHS, MOST_EPOCHS = 5, 100  # at least, where labels are many; at most, where they are few
 CLIP = 8.0  # standard deviations: a feature beyond is no better known than this
 LOG_WIDTHS = (-5.0, 1.0)  # of a Gaussian, in standard deviations of the labels
+LEAST_SPREAD = 1e-6  # a feature that varies less says nothing
 LEAST_WEIGHT = 1e-3  # of a label: weights may all be 0
 BLOCK = 8192
 
@@ -57,14 +58,16 @@ RECIPES = {"bins": Recipe(700, 2e-3, 0.1), "mixture": Recipe(1000, 5e-3, 0.02)}
 class NetworkRedshift:
     """Members of both kinds, one a fold, and the fold (L,) of each label they were fitted on.
 
-    `bins` (folds, P) and `mixtures` (folds, Q) are the parameters of layers from `width_in` features through `WIDTHS`;
-    bins are `n_bins` of `bin_width` in ln(1+z) from 0, mixtures are in (ln(1+z) - centre) / scale. `edges` is the grid
-    of `predict`.
+    `bins` (folds, P) and `mixtures` (folds, Q) are the parameters of layers from features over `spread` (D,) through
+    `widths`; bins are `n_bins` of `bin_width` in ln(1+z) from 0, mixtures of `components` Gaussians are in
+    (ln(1+z) - centre) / scale. `edges` is the grid of `predict`.
     """
 
     bins: npt.NDArray[np.float32]
     mixtures: npt.NDArray[np.float32]
-    width_in: int
+    spread: npt.NDArray[np.float32]
+    widths: tuple[int, ...]
+    components: int
     fold: Ints
     n_bins: int
     bin_width: float
@@ -75,26 +78,29 @@ class NetworkRedshift:
     def predict(self, features: npt.ArrayLike, *, exclude: npt.ArrayLike | None = None) -> Pdf:
         """Densities of `features` (N, D); `exclude` (N,): the label that a query is, -1 for none."""
         x = np.asarray(features, dtype=np.float32)
-        if x.ndim != 2 or x.shape[1] != self.width_in or not np.isfinite(x).all():
-            raise BadInput(f"features of shape {x.shape}: expected finite values (N, {self.width_in})")
+        if x.ndim != 2 or x.shape[1] != len(self.spread) or not np.isfinite(x).all():
+            raise BadInput(f"features of shape {x.shape}: expected finite values (N, {len(self.spread)})")
         label = np.full(len(x), -1) if exclude is None else np.asarray(exclude, dtype=np.int64)
         density = np.empty((len(x), len(self.edges) - 1))
         for start in range(0, len(x), BLOCK):
             part = slice(start, start + BLOCK)
-            density[part] = self._density(np.clip(x[part], -CLIP, CLIP), label[part])
+            density[part] = self._density(np.clip(x[part] / self.spread, -CLIP, CLIP), label[part])
         return Pdf(self.edges, density)
 
     def _density(self, x: npt.NDArray[np.float32], label: Ints) -> Floats:
         native = np.expm1(np.arange(self.n_bins + 1) * self.bin_width)
-        asked = np.where(label[:, None] >= 0, self.fold[label][:, None] == np.arange(FOLDS), True)  # (n, folds)
+        asked = np.where(
+            label[:, None] >= 0, self.fold[label][:, None] == np.arange(len(self.bins)), True
+        )  # (n, folds)
+        sizes = (len(self.spread), *self.widths)
         binned = np.zeros((len(x), self.n_bins))
         cdf = np.zeros((len(x), len(self.edges)), dtype=np.float32)
         at = ((np.log1p(self.edges) - self.centre) / self.scale).astype(np.float32)
         for bins, mixture, wanted in zip(self.bins, self.mixtures, asked.T, strict=True):
             if wanted.any():
                 own = x[wanted]
-                binned[wanted] += _softmax(_through(bins, (self.width_in, *WIDTHS, self.n_bins), own))
-                cdf[wanted] += _mixture_cdf(_through(mixture, (self.width_in, *WIDTHS, 3 * COMPONENTS), own), at)
+                binned[wanted] += _softmax(_through(bins, (*sizes, self.n_bins), own))
+                cdf[wanted] += _mixture_cdf(_through(mixture, (*sizes, 3 * self.components), own), at)
         half = rebinned(Pdf.from_mass(native, binned), self.edges).density
         other = Pdf.from_mass(self.edges, np.maximum(np.diff(cdf.astype(np.float64), axis=1), 0)).density
         return np.asarray(0.5 * (half + other))
@@ -131,7 +137,7 @@ def _mixture_cdf(out: npt.NDArray[np.float32], at: npt.NDArray[np.float32]) -> n
     share, mean, width = np.split(out, 3, axis=1)
     share, width = _softmax(share), np.exp(np.clip(width, *LOG_WIDTHS))
     cdf = np.zeros((len(out), len(at)), dtype=np.float32)
-    for component in range(COMPONENTS):
+    for component in range(share.shape[1]):
         one = slice(component, component + 1)
         cdf += share[:, one] * ndtr((at - mean[:, one]) / width[:, one])
     return cdf
@@ -149,7 +155,7 @@ def _train(
     """Parameters of a member a fold of one kind, trained together by one thread, (folds, P).
 
     Nothing here is drawn from torch's own generator: the kinds are trained side by side, and give the same bytes for
-    any number of threads.
+    any number of threads on one kind of machine.
     """
     import torch
     from torch.nn import functional as F
@@ -158,6 +164,7 @@ def _train(
     sizes = (x.shape[1], *WIDTHS, target.n_bins if kind == "bins" else 3 * COMPONENTS)
     draw = torch.Generator().manual_seed(seed)
     torch.set_num_threads(1)  # of this Python thread
+    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # else bfloat16 is emulated, fifty times as slow
     layers = [
         (torch.randn(FOLDS, a, b, generator=draw) * (2 / a) ** 0.5, torch.zeros(FOLDS, 1, b))
         for a, b in pairwise(sizes)
@@ -180,7 +187,7 @@ def _train(
         optimiser.param_groups[0]["lr"] = recipe.rate * rate
         rows = torch.from_numpy(np.stack([next(stream) for stream in streams]))  # (folds, size)
         hidden = inputs[rows]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast):
             for number, (weight, bias) in enumerate(layers):
                 if number:
                     kept = torch.rand(hidden.shape, generator=draw) >= recipe.dropout
@@ -218,6 +225,17 @@ def _batches(rows: Ints, size: int, rng: np.random.Generator) -> Iterator[Ints]:
             yield order[start : start + size]
 
 
+def _target(z: Floats) -> Target:
+    """Bins for the labels; the widest ones where even those are more than there are labels."""
+    from redshelf.models.bins import WIDEST, Target, bins_for
+
+    fewest = bins_for(z, width=WIDEST)
+    if len(z) >= fewest:
+        return Target.for_labels(z)
+    lnz = np.log1p(z)
+    return Target(fewest, WIDEST, float(lnz.mean()), float(lnz.std()) or 1.0)
+
+
 def fit_network(
     features: npt.ArrayLike,
     z: npt.ArrayLike,
@@ -229,7 +247,7 @@ def fit_network(
     seed: int = 0,
     threads: int = 0,
 ) -> tuple[NetworkRedshift, dict[str, Any]]:
-    """Fit on labelled `features` (L, D), standardised, and redshifts `z` (L,).
+    """Fit on labelled `features` (L, D), centred near 0, and redshifts `z` (L,).
 
     Shift weights `importance` (L,) enter the training only where `shift_weights` demands it. Validation chose them in 2
     of 5 draws of zCOSMOS and on the simulated s1, and each time the target was answered worse: what a network gains
@@ -237,18 +255,33 @@ def fit_network(
     """
     import torch
 
-    from redshelf.models.bins import Target
-
     x, truth = np.asarray(features, dtype=np.float32), np.asarray(z, dtype=np.float64)
     fold, threads = fold_of(exclude, FOLDS, seed), threads or default_threads()
-    target = Target.for_labels(truth)
+    if fold.min() == fold.max():
+        raise BadInput(f"all {len(x)} labels are companions of one another: expected sources apart on the sky")
+    target = _target(truth)
+    spread = x.std(axis=0)
+    spread = np.where(spread > LEAST_SPREAD, spread, 1).astype(np.float32)
+    x = x / spread
     weights = importance + LEAST_WEIGHT if shift_weights else None
     before = torch.get_num_threads()
-    with ThreadPoolExecutor(min(threads, 2)) as pool:
-        jobs = [pool.submit(_train, kind, x, truth, weights, fold, target, seed) for kind in RECIPES]
-        bins, mixtures = (job.result() for job in jobs)
-    torch.set_num_threads(before)  # else what is started later has the one thread of a training
+    try:
+        with ThreadPoolExecutor(min(threads, 2)) as pool:
+            jobs = [pool.submit(_train, kind, x, truth, weights, fold, target, seed) for kind in RECIPES]
+            bins, mixtures = (job.result() for job in jobs)
+    finally:
+        torch.set_num_threads(before)  # else what is started later has the one thread of a training
     model = NetworkRedshift(
-        bins, mixtures, x.shape[1], fold, target.n_bins, target.width, target.centre, target.scale, edges
+        bins=bins,
+        mixtures=mixtures,
+        spread=spread,
+        widths=WIDTHS,
+        components=COMPONENTS,
+        fold=fold,
+        n_bins=target.n_bins,
+        bin_width=target.width,
+        centre=target.centre,
+        scale=target.scale,
+        edges=edges,
     )
     return model, {"members": 2 * FOLDS, "shift_weights": float(bool(shift_weights))}

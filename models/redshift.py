@@ -21,7 +21,7 @@ from redshelf.models.knn import KnnRedshift
 from redshelf.models.network import NetworkRedshift
 from redshelf.models.pdf import Pdf
 from redshelf.models.shift import ShiftWeights
-from redshelf.models.stored_parts import from_parts, to_parts
+from redshelf.models.stored_parts import from_parts, missing, to_parts
 from redshelf.models.support import Support, SupportAnswer
 from redshelf.models.validate import Blend, disagreement
 
@@ -36,7 +36,7 @@ BLOCK = 8192
 class Prediction:
     """Answers for N sources: densities, `point` (N,) their median, support, and the labelled neighbours (N, k).
 
-    `ratio` (N,) is the density of the target over that of the labels there.
+    `ratio` (N,) is the density of the target over that of the labels that calibrate there; 1 after a rehearsal.
     """
 
     estimator: Estimator
@@ -124,8 +124,13 @@ class RedshiftModel:
         return Prediction(name, pdf, pdf.median(), support, ratio, near.neighbours, near.neighbour_weights)
 
     def interval(self, prediction: Prediction, level: float) -> tuple[Floats, Floats]:
-        """Ends (N,) of weighted conformal intervals; -inf and inf where the labels cannot promise `level`."""
-        return self.calibrations[prediction.estimator].interval(prediction.pdf, prediction.ratio, level)
+        """Ends (N,) of weighted conformal intervals; -inf and inf where the labels cannot promise `level`.
+
+        That is where the source's own weight is too large a share, or no label is near: nothing stands for it there.
+        """
+        low, high = self.calibrations[prediction.estimator].interval(prediction.pdf, prediction.ratio, level)
+        alone = prediction.support.distance_ratio > 1
+        return np.where(alone, -np.inf, low), np.where(alone, np.inf, high)
 
     def to_arrays(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         """Arrays (for an .npz without pickle) and a JSON document that `from_arrays` takes back."""
@@ -140,14 +145,17 @@ class RedshiftModel:
         """The model that `to_arrays` wrote; `BadInput` naming what is missing."""
         kinds = PARTS | _calibration_parts(dict.fromkeys(ESTIMATORS, Calibration))
         parts = from_parts(kinds, arrays, config)
-        return cls(
-            **{part: parts[part] for part in PARTS},
-            calibrations={name: parts[f"calibration-{name}"] for name in ESTIMATORS},
-            support_space=config["support_space"],
-            companions=arrays["companions"],
-            default_estimator=config["default_estimator"],
-            report=config["report"],
-        )
+        try:
+            return cls(
+                **{part: parts[part] for part in PARTS},
+                calibrations={name: parts[f"calibration-{name}"] for name in ESTIMATORS},
+                support_space=config["support_space"],
+                companions=arrays["companions"],
+                default_estimator=config["default_estimator"],
+                report=config["report"],
+            )
+        except KeyError as error:
+            raise missing(error) from error
 
 
 PARTS: dict[str, Any] = {

@@ -43,6 +43,9 @@ def from_parts(kinds: Mapping[str, Any], arrays: Mapping[str, Any], config: Mapp
     try:
         return {part: kind(**{f.name: value(part, f.name) for f in fields(kind)}) for part, kind in kinds.items()}
     except KeyError as error:
-        raise BadInput(
-            f"redshift model: {error} is missing; the files are damaged or of another version: fit again"
-        ) from error
+        raise missing(error) from error
+
+
+def missing(error: KeyError) -> BadInput:
+    """What to say of a key that is not there."""
+    return BadInput(f"redshift model: {error} is missing; the files are damaged or of another version: fit again")

@@ -111,7 +111,7 @@ def _names(spaces: Iterable[_Space]) -> tuple[str, ...]:
 
 
 def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitReport:
-    """Fit both estimators on `encoder` (`NAME` or `NAME+NAME`) and store them under redshift/.
+    """Fit the four estimators on `encoder` (`NAME` or `NAME+NAME`) and store them under redshift/.
 
     Raises `NotFound` for an encoder that is not indexed or a shelf without labels, `BadInput` for too few labels.
     """
@@ -140,6 +140,8 @@ def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitRepo
     observables = magnitude = None
     if "photometry" not in parts and "photometry" in layout.encoders():
         seen = _space(layout, "photometry")
+        labels = GalaxyLabels(labels.rows[seen.index.known[labels.rows]], labels.z[seen.index.known[labels.rows]])
+        targets = targets[seen.index.known[targets]]
         observables = (
             seen.index.take(labels.rows).astype(np.float64),
             seen.index.take(targets).astype(np.float64),

@@ -81,8 +81,10 @@ def numbers(fit: OpenRedshift, prediction: Prediction) -> dict[str, Floats]:
 def calibration(fit: OpenRedshift, estimator: str) -> answers.Calibration:
     """How far the densities of an estimator can be trusted, from labels that were held out."""
     validation = fit.model.report["validation"][estimator]
+    how = "recalibrated" if validation["recalibrated"] else "no recalibration needed"
+    on = "rehearsed on the faint labels" if fit.model.report["rehearsal"] else "weighted to the target"
     return answers.Calibration(
-        method="weighted recalibration" if validation["recalibrated"] else "validated, no recalibration needed",
+        method=f"{how}, {on}",
         pit_ks=validation["pit_ks_weighted"],
         coverage_68=validation["coverage_68_weighted"],
         coverage_95=validation["coverage_95_weighted"],

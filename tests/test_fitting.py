@@ -37,8 +37,8 @@ def test_a_target_fainter_than_the_labels_is_rehearsed_and_keeps_no_weights(beyo
 def test_what_is_left_out_is_not_seen_by_the_estimators_and_still_by_the_support(beyond):
     x, _, _, _, model = beyond
     frame = model.frame
-    assert model.network.width_in == 3 - len(frame.left_out)
-    assert frame.transform(x).shape[1] == model.network.width_in
+    assert len(model.network.spread) == 3 - len(frame.left_out)
+    assert frame.transform(x).shape[1] == len(model.network.spread)
     assert frame.spaces(x)["colours+magnitude"].shape[1] == 3
 
 
