@@ -89,9 +89,8 @@ class NetworkRedshift:
 
     def _density(self, x: npt.NDArray[np.float32], label: Ints) -> Floats:
         native = np.expm1(np.arange(self.n_bins + 1) * self.bin_width)
-        asked = np.where(
-            label[:, None] >= 0, self.fold[label][:, None] == np.arange(len(self.bins)), True
-        )  # (n, folds)
+        blind = self.fold[label][:, None] == np.arange(len(self.bins))  # (n, folds)
+        asked = np.where(label[:, None] >= 0, blind, True)
         sizes = (len(self.spread), *self.widths)
         binned = np.zeros((len(x), self.n_bins))
         cdf = np.zeros((len(x), len(self.edges)), dtype=np.float32)

@@ -224,7 +224,7 @@ class Shift(Answer):
 
 
 class Calibration(Answer):
-    """Of the estimator on labels that it had not seen, as `method` says: how far PIT is from uniform, and the sample size.
+    """Of the estimator on labels that it had not seen, as `method` says: how far PIT is from uniform, and their number.
 
     The recalibration itself was fitted on the same labels. Coverages are those of labels in support; each has an error
     of about sqrt(c (1 - c) / effective_sample_size).

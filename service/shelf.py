@@ -207,7 +207,11 @@ def open_redshift(layout: Layout, fit: PublishedEstimators, encoders: Mapping[st
         arrays = dict(stored)
     config = read_json(folder / "config.json")
     label_rows = arrays.pop("label_rows")
-    model = RedshiftModel.from_arrays(arrays, config["model"])
+    try:
+        model = RedshiftModel.from_arrays(arrays, config["model"])
+    except BadInput as error:
+        again = f"run `redshelf fit --encoder {fit.encoder}` and `redshelf publish`"
+        raise BadInput(f"{folder}: {error}: {again}") from error
     return OpenRedshift(fit, tuple(encoders[name] for name in fit.encoder.split("+")), model, label_rows)
 
 

@@ -83,6 +83,21 @@ def test_a_hundred_labels_are_enough_for_every_estimator():
     assert abs(scores["bias"]) < 0.03 and scores["sigma_mad"] < 0.08
 
 
+@pytest.mark.parametrize(("n", "highest"), [(50, 1.5), (60, 3.0), (100, 15.0)])
+def test_few_labels_that_reach_far_are_fitted_on(n, highest):
+    x, z = survey(n, 13)
+    z[0] = highest
+    whole(fit_redshift(x, z, survey(100, 14)[0], names=NAMES, threads=1), survey(20, 15)[0])
+
+
+def test_a_magnitude_alone_is_not_left_out():
+    x, z = survey(450, 16)
+    target = survey(600, 17)[0] + [0, 0, 3]
+    model = fit_redshift(x[:, 2:], z, target[:, 2:], names=("i",), threads=1)
+    assert set(model.report["rehearsal"]) == {"nothing"}
+    whole(model, target[:20, 2:])
+
+
 @pytest.mark.parametrize("n", [50, 60])
 def test_the_fewest_labels_that_are_taken_are_fitted_on(n):
     x, z = survey(n, 10)
