@@ -31,8 +31,8 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 MIN_LABELS = 50
 WEIGHT_DIM = 16  # neighbour ratios are noise in more dimensions
-# The others are no better (benchmarks/shift.py); strata won by chance without a shift, kernels take ten times as long.
-CANDIDATES = {name: METHODS[name] for name in (DEFAULT, "classifier")}
+# The kernels are no better and take ten times as long (benchmarks/shift.py).
+CANDIDATES = {name: METHODS[name] for name in (DEFAULT, "none", "classifier", "strata")}
 EMBEDDING_SCALES = (0.25, 0.5, 1.0)
 VALIDATION_ROWS = 20_000
 REFERENCE = 4000  # labels, and as many targets, that tell the density ratio of a query
@@ -152,7 +152,10 @@ def _fitted(
 ) -> tuple[RedshiftModel, dict[str, Any]]:
     """Estimators, shift weights and support; without blend and calibration. `seen`: the observables."""
     x, z, seed = known.x, known.z, options["seed"]
-    shift, shift_report = choose_weights(methods, *seen, redshifts=z, seed=seed)
+    shift = METHODS[DEFAULT](*seen, seed=seed)
+    shift_report: dict[str, Any] = {"chosen": DEFAULT, "first": DEFAULT, "candidates": {}}
+    if not shift.is_null:  # without a shift, the best of several others is better by chance alone
+        shift, shift_report = choose_weights(methods, *seen, redshifts=z, seed=seed)
     options = {**options, "importance": shift.weights, "exclude": known.hidden}
     if options["shift_weights"] is None and shift.is_null:
         options["shift_weights"] = False
