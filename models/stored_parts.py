@@ -48,4 +48,4 @@ def from_parts(kinds: Mapping[str, Any], arrays: Mapping[str, Any], config: Mapp
 
 def missing(error: KeyError) -> BadInput:
     """What to say of a key that is not there."""
-    return BadInput(f"redshift model: {error} is missing; the files are damaged or of another version: fit again")
+    return BadInput(f"redshift model: {error} is missing; the files are damaged or of another version")
