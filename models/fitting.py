@@ -150,11 +150,14 @@ def _fitted(
     options: dict[str, Any],
     methods: Mapping[str, ShiftMethod] = CANDIDATES,
 ) -> tuple[RedshiftModel, dict[str, Any]]:
-    """Estimators, shift weights and support; without blend and calibration. `seen`: the observables."""
+    """Estimators, shift weights and support; without blend and calibration. `seen`: the observables.
+
+    `methods` of shift weights are tried beside the neighbour ratio; without any, that is taken.
+    """
     x, z, seed = known.x, known.z, options["seed"]
     shift = METHODS[DEFAULT](*seen, seed=seed)
     shift_report: dict[str, Any] = {"chosen": DEFAULT, "first": DEFAULT, "candidates": {}}
-    if not shift.is_null:  # without a shift, the best of several others is better by chance alone
+    if methods and not shift.is_null:  # without a shift, the best of several is better by chance alone
         shift, shift_report = choose_weights(methods, *seen, redshifts=z, seed=seed)
     options = {**options, "importance": shift.weights, "exclude": known.hidden}
     if options["shift_weights"] is None and shift.is_null:
@@ -205,7 +208,7 @@ def _rehearsed(known: Known, names: tuple[str, ...], without: tuple[str, ...], o
     half = Known(x, known.z[bright], hidden, target, None, known.magnitudes[0][bright])
     frame = replace(fit_frame(x, target, names), left_out=without)
     plain = {**options, "shift_weights": False}
-    model, _ = _fitted(half, frame, _observables(frame, x, target, None), plain, {DEFAULT: METHODS[DEFAULT]})
+    model, _ = _fitted(half, frame, _observables(frame, x, target, None), plain, methods={})
     nobody, seed = np.full(len(faint), -1), options["seed"]
     return _judged(model, target, nobody, known.z[faint], np.ones(len(faint)), seed, options["threads"])
 
