@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from redshelf.models.boost import default_threads, fold_of
+from redshelf.models.boost import fold_of
 from redshelf.models.errors import BadInput
 from redshelf.models.pdf import Pdf, rebinned
+from redshelf.models.threads import default_threads
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from redshelf.models.bank import exact_neighbours
 from redshelf.models.errors import BadInput
-from redshelf.models.knn import exact_neighbours, kernel_weights, local_samples, row_quantile
+from redshelf.models.knn import kernel_weights, local_samples, row_quantile
 from redshelf.models.pdf import Pdf
 
 Floats = npt.NDArray[np.float64]
