@@ -65,11 +65,12 @@ def local_samples(values: Floats, offsets: npt.NDArray[np.floating], weights: Fl
 
     `offsets` (N, k, D): neighbour minus query. The row's weighted mean is then the local-linear fit at the query.
     """
-    mean_offset = weights[:, None] @ offsets  # (N, 1, D)
-    mean_value = (weights * values).sum(axis=1, keepdims=True)
-    root = np.sqrt(weights)
-    scaled = ((offsets - mean_offset) * root[:, :, None]).astype(np.float32)
-    turned, right = scaled.transpose(0, 2, 1), (root * (values - mean_value))[:, :, None]
+    offsets, share = offsets.astype(np.float32, copy=False), weights.astype(np.float32)
+    root = np.sqrt(share)
+    scaled = offsets - share[:, None] @ offsets
+    scaled *= root[:, :, None]
+    centred = (values - (weights * values).sum(axis=1, keepdims=True)).astype(np.float32)
+    turned, right = scaled.transpose(0, 2, 1), (root * centred)[:, :, None]
     k, dim = scaled.shape[1:]
     # (S'S + r)^-1 S' = S' (SS' + r)^-1: the smaller of the two systems
     matrix = (scaled @ turned if k < dim else turned @ scaled).astype(np.float64)

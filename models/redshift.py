@@ -93,9 +93,13 @@ class RedshiftModel:
 
     def members(self, x: Floats, label: Ints, wanted: frozenset[str], threads: int) -> tuple[dict[str, Pdf], Any, Any]:
         """Raw densities of kNN, the network and, where wanted, LightGBM; what kNN said; and what hides labels."""
+        return self._members(x, self.frame.transform(x), label, wanted, threads)
+
+    def _members(
+        self, x: Floats, space: npt.NDArray[np.float32], label: Ints, wanted: frozenset[str], threads: int
+    ) -> tuple[dict[str, Pdf], Any, Any]:
         # A query without a label hides nothing, and then no neighbour beyond k is searched.
         hidden = np.where(label[:, None] >= 0, self.companions[label], -1) if (label >= 0).any() else None
-        space = self.frame.transform(x)
         near = self.knn.predict(space, exclude=hidden)
         out = {"knn": near.pdf}
         if "lightgbm" in wanted:
@@ -105,12 +109,12 @@ class RedshiftModel:
 
     def _predict(self, x: Floats, label: Ints, estimator: str, threads: int) -> Prediction:
         wanted = frozenset(self.blend.members) if estimator == "blend" else frozenset({estimator})
-        members, near, hidden = self.members(x, label, wanted, threads)
+        space = self.frame.transform(x)
+        members, near, hidden = self._members(x, space, label, wanted, threads)
         pdf = self.blend.of(members) if estimator == "blend" else members[estimator]
         calibration = self.calibrations[estimator]
         pdf = calibration.recalibrated(pdf)
-        ratio = self.shift.at(self.frame.transform(x))
-        ratio = np.where(label >= 0, self.shift.weights[label], ratio)
+        ratio = np.where(label >= 0, self.shift.weights[label], self.shift.at(space))
         support = self.support.answer(
             self.frame.spaces(x)[self.support_space],
             pdf,
