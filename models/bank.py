@@ -23,6 +23,7 @@ TREE_DIM = 10  # of 10,000 normal points, where a tree is slowest: 14 us against
 LEAF = 32
 MANY = 256  # queries for which threads are worth their start
 LISTS_ROWS = 20_000  # fewer are compared one by one
+POINTS_A_LIST = 40  # FAISS warns of fewer
 PROBES = (8, 16, 32, 64, 128)
 LISTS_RECALL, RECALL_ROWS, RECALL_K = 0.995, 1000, 40
 SPARE = 8  # products of matrices may swap near ties at the end of a list: look a little further
@@ -52,7 +53,7 @@ class Bank:
         spare = 0 if banned is None else banned.shape[1]
         if not 1 <= k <= len(self.points) - spare:
             raise BadInput(f"k={k}: expected 1 to {len(self.points) - spare}, the labelled sources left")
-        if self.points.shape[1] <= TREE_DIM:
+        if self.has_few_dimensions:
             distance, found = self._in_tree(asked, k + spare)
         elif len(self.centres):
             distance, found = self._in_lists(asked, k + spare)
@@ -66,6 +67,11 @@ class Bank:
             order = np.argsort(distance, axis=1, kind="stable")[:, :k]
             return np.take_along_axis(distance, order, axis=1), np.take_along_axis(found, order, axis=1)
         return distance[:, :k], found[:, :k]
+
+    @cached_property
+    def has_few_dimensions(self) -> bool:
+        """Whether a tree is the fastest: at most 10 columns vary."""
+        return int((np.ptp(self.points, axis=0) > 0).sum()) <= TREE_DIM
 
     @cached_property
     def _tree(self) -> Any:
@@ -120,17 +126,18 @@ def fit_bank(points: npt.ArrayLike, *, seed: int = 0) -> Bank:
 
     base = np.ascontiguousarray(points, dtype=np.float32)
     exact = Bank(base)
-    if base.shape[1] <= TREE_DIM or len(base) <= LISTS_ROWS:
+    if exact.has_few_dimensions or len(base) <= LISTS_ROWS:
         return exact
-    means = faiss.Kmeans(base.shape[1], int(4 * len(base) ** 0.5), niter=10, seed=seed + 1, max_points_per_centroid=64)
+    lists = int(min(4 * len(base) ** 0.5, len(base) / POINTS_A_LIST))
+    means = faiss.Kmeans(base.shape[1], lists, niter=10, seed=seed + 1, max_points_per_centroid=64)
     means.train(base)
     rows = np.sort(np.random.default_rng(seed).permutation(len(base))[:RECALL_ROWS])
     _, truth = exact.nearest(base[rows], RECALL_K, exclude=rows)
     for probe in PROBES:
-        lists = Bank(base, np.asarray(means.centroids), probe)
-        _, found = lists.nearest(base[rows], RECALL_K, exclude=rows)
+        tried = Bank(base, np.asarray(means.centroids), probe)
+        _, found = tried.nearest(base[rows], RECALL_K, exclude=rows)
         if np.mean([np.isin(a, b).mean() for a, b in zip(truth, found, strict=True)]) >= LISTS_RECALL:
-            return lists
+            return tried
     return exact
 
 
