@@ -11,7 +11,8 @@ import pytest
 from redshelf.indexing import store
 from redshelf.indexing.layout import Layout
 from redshelf.models import fitting
-from redshelf.service.fit import fit
+from redshelf.service.fit import FitReport, fit
+from redshelf.service.publish import publish
 
 
 @pytest.fixture
@@ -39,3 +40,21 @@ def test_an_embedding_alone_is_rehearsed_where_the_targets_are_fainter(
     assert report["validation"] == report["rehearsal"]["nothing"]
     assert report["support"]["chosen"] is False, "there is one space alone"
     assert report["shift"]["mean_weight"] < 0.8, "seen in magnitudes, which this embedding hardly knows"
+
+
+def test_a_rehearsed_fit_is_the_default_one_before_any_that_was_scored_on_brighter_sources(
+    own_shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_bright_labels(own_shelf, 120)
+    plain = fit(own_shelf, encoder="photometry")
+    monkeypatch.setattr(fitting, "REHEARSAL_LABELS", 100)
+    rehearsed = fit(own_shelf, encoder="vit")
+    assert not plain.details["rehearsal"] and rehearsed.details["rehearsal"]
+
+    def score(report: FitReport) -> float:
+        return float(report.details["validation"][report.details["default_estimator"]]["crps_weighted"])
+
+    assert score(plain) < score(rehearsed), "else the better score would win by itself"
+    assert publish(own_shelf).default_redshift == "vit"
+    fit(own_shelf, encoder="photometry", seed=1)
+    assert publish(own_shelf).default_redshift == "photometry", "both are rehearsed: the better score"
