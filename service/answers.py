@@ -37,6 +37,7 @@ class EncoderAnswer(Answer):
 class RedshiftModelAnswer(Answer):
     encoder: str
     estimators: list[str]
+    fault: str | None = Field(None, description="why it does not answer, and what mends it; null where it does")
 
 
 class ShelfAnswer(Answer):

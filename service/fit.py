@@ -20,9 +20,10 @@ import numpy.typing as npt
 
 from redshelf.indexing import ann, deletions, store
 from redshelf.indexing.batches import Reader
-from redshelf.indexing.files import read_json, write_bytes, write_json
+from redshelf.indexing.files import read_json, sha256, write_bytes, write_json
 from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.models.errors import BadInput, NotFound
+from redshelf.service import fits
 
 LABEL_KINDS = ("spec", "grism")
 NOT_GALAXIES = ("star", "agn")  # neither labels of galaxies nor given a photo-z
@@ -177,10 +178,11 @@ def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitRepo
     buffer = io.BytesIO()
     np.savez(buffer, label_rows=labels.rows, **arrays)  # type: ignore[arg-type]
     revisions = {name: space.revision for name, space in spaces.items()}
-    digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:12]
-    folder = layout.redshift / f"{encoder}.{'+'.join(revisions.values())}.{digest}"
-    if not (folder / "config.json").exists():  # the same fit again: what may be published stays as it is
-        write_bytes(folder / "model.npz", buffer.getvalue())
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    folder = layout.redshift / fits.name_of(encoder, revisions.values(), digest)
+    if not (folder / fits.MODEL).exists() or sha256(folder / fits.MODEL) != digest:
+        write_bytes(folder / fits.MODEL, buffer.getvalue())
+    if fits.read(folder).fault:  # else the same fit again: what may be published stays as it is
         document = {
             "encoder": encoder,
             "revisions": revisions,
@@ -193,5 +195,5 @@ def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitRepo
             "seed": seed,
             "model": config,
         }
-        write_json(folder / "config.json", document)
+        write_json(folder / fits.CONFIG, document)
     return FitReport(encoder, folder, len(labels.rows), len(targets), model.report)
