@@ -26,7 +26,9 @@ from redshelf.service import fits, selfquery
 from redshelf.service.fit import NOT_GALAXIES, read_labels
 from redshelf.service.fits import StoredFit
 from redshelf.service.redshift import estimate
-from redshelf.service.shelf import open_encoder, open_redshift
+from redshelf.service.shelf import OpenEncoder, OpenRedshift, open_encoder, open_redshift
+
+ASKED = 16  # labels of a fit, and as many other sources, of every estimator before it is published
 
 
 def _published_encoders(layout: Layout) -> list[PublishedEncoder]:
@@ -160,15 +162,9 @@ def _columns(bands: tuple[str, ...], sources: Any, labels: Any | None, deleted: 
     }
 
 
-def _z_phot(
-    layout: Layout, encoders: list[PublishedEncoder], fit: PublishedEstimators, estimator: str, known: Columns
-) -> npt.NDArray[np.float32]:
+def _z_phot(opened: OpenRedshift, estimator: str, known: Columns) -> npt.NDArray[np.float32]:
     """Median redshift of every source, labelled ones leave-one-out; NaN for stars, AGN, masked, deleted ones. (N,)"""
-    needed = fit.encoder.split("+")
-    rows, deleted = len(known["ids"]), known["deleted"]
-    chosen = {e.name: open_encoder(layout, e, rows=rows, deleted=deleted) for e in encoders if e.name in needed}
-    opened = open_redshift(layout, fit, chosen)
-    z = np.full(rows, np.nan, dtype=np.float32)
+    z = np.full(len(known["ids"]), np.nan, dtype=np.float32)
     refused = np.isin(known["object_class"], [columns.CLASSES.index(name) for name in NOT_GALAXIES]) | (
         (known["flags"] & store.FLAG_MASKED) != 0
     )
@@ -180,22 +176,37 @@ def _z_phot(
     return z
 
 
-def _ask_indexes(layout: Layout, encoders: list[PublishedEncoder], tables: dict[str, Any], known: Columns) -> None:
+def _ask_indexes(opened: Iterable[OpenEncoder], tables: dict[str, Any]) -> None:
     """`Conflict` where vectors of an embedding do not find themselves by its index."""
-    told: dict[str, Any] = {"rows": len(known["ids"]), "deleted": known["deleted"]}
-    for e in encoders:
+    for e in opened:
 
         def stored(rows: npt.NDArray[np.int64], table: Any = tables[f"embeddings.{e.name}"]) -> Any:
             return store.list_values(table.take(rows, columns=["vector"])["vector"])
 
-        selfquery.require(e.name, e.revision, open_encoder(layout, e, **told).index, stored=stored)
+        selfquery.require(e.name, e.published.revision, e.index, stored=stored)
+
+
+def _ask_fit(opened: OpenRedshift) -> None:
+    """`Conflict` where an estimator of a fit, the default one or another, does not answer for labels and for others."""
+    fit, others = opened.published, opened.known(np.arange(len(opened.parts[0].index.known)))
+    others[opened.label_rows] = False
+    rows = np.concatenate([opened.label_rows[:ASKED], np.flatnonzero(others)[:ASKED]])
+    for estimator in fit.estimators:
+        try:
+            point = estimate(opened, rows, estimator=estimator).point
+            wrong = "" if np.isfinite(point).all() else f"answers {point[~np.isfinite(point)][0]}"
+        except Exception as error:  # LightGBM has its own
+            wrong = f"does not answer ({error})"
+        if wrong:
+            raise Conflict(f"redshift/{fit.folder}: its {estimator} {wrong}: {fits.again(fit.encoder)}")
 
 
 def publish(root: Path, *, default_encoder: str | None = None, default_estimator: str | None = None) -> Generation:
     """Write the next generation of the shelf and return it.
 
     Raises `NotFound` for a default that is not on the shelf, `Conflict` for another publish at the same time, an index
-    that is older than its embedding, or one by which vectors do not find themselves, and a fit that cannot be read.
+    that is older than its embedding, or one by which vectors do not find themselves, and a fit that cannot be read
+    or of which an estimator does not answer.
     """
     layout = Layout(root)
     layout.read_info()
@@ -230,10 +241,14 @@ def _publish(layout: Layout, default_encoder: str | None, default_estimator: str
     tables = {name: store.open_table(path) for name, path in paths.items() if store.count_rows(path)}
     number = max(generation.numbers(layout), default=0) + 1
     known = _columns(layout.read_info().band_names, tables["sources"], tables.get("labels"), ~deletions.live(layout))
-    _ask_indexes(layout, encoders, tables, known)
+    opened = {e.name: open_encoder(layout, e, rows=len(known["ids"]), deleted=known["deleted"]) for e in encoders}
+    _ask_indexes(opened.values(), tables)
     z_phot = np.full(len(known["ids"]), np.nan, dtype=np.float32)
-    if best is not None:
-        z_phot = _z_phot(layout, encoders, redshifts[best[0].encoder], best[1], known)
+    for name, published in redshifts.items():
+        answering = open_redshift(layout, published, opened)
+        _ask_fit(answering)
+        if best is not None and name == best[0].encoder:
+            z_phot = _z_phot(answering, best[1], known)
     columns.write(layout.columns(number), {**known, "z_phot": z_phot})
     files = [layout.info_file, layout.columns(number)]
     for name, dataset in tables.items():

@@ -150,3 +150,16 @@ def test_a_fit_whose_bytes_have_changed_is_not_published_and_made_anew_in_its_pl
         publish(own_shelf)
     fit(own_shelf, encoder="photometry")
     assert [f.encoder for f in publish(own_shelf).redshifts] == ["photometry", "vit"]
+
+
+def test_every_estimator_of_every_fit_is_asked_before_it_is_published(own_shelf: Path) -> None:
+    one, (folder,) = generation.read(Layout(own_shelf)), own_shelf.glob("redshift/photometry.*")
+    assert one.default_redshift == "vit" or one.default_estimator != "lightgbm", "z_phot does not ask it"
+    with np.load(folder / "model.npz") as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    arrays["boost.texts"] = np.frombuffer(b"tree\nno more of it", dtype=np.uint8)
+    np.savez(folder / "model.npz", **arrays)
+    digest = sha256(folder / "model.npz")
+    folder.rename(folder.with_name(fits.name_of("photometry", [Layout(own_shelf).newest("photometry")], digest)))
+    with pytest.raises(Conflict, match=r"redshift/photometry\..*: its lightgbm .*: run `redshelf fit --encoder phot"):
+        publish(own_shelf)
