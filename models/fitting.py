@@ -176,7 +176,7 @@ def _fitted(
         boost,
         network,
         Blend(np.array([1.0, 0.0, 0.0])),
-        fit_support(spaces[space], z, exclude=known.hidden),
+        fit_support(spaces[space], z, targets=frame.spaces(known.target)[space], exclude=known.hidden, seed=seed),
         space,
         _told_in_features(shift, frame, known, seen[1], seed),
         {},
