@@ -24,6 +24,7 @@ POINTS = ("z_median", "z_mode", "z_q16", "z_q84", "z_q025", "z_q975")
 CONFORMAL = tuple(f"conformal_{side}_{percent}" for percent in (68, 95) for side in ("low", "high"))
 SUPPORT = {
     "distance_ratio": "to the 5th labelled neighbour; above 1 no labelled source is near",
+    "labels_in_radius": "labelled neighbours, of 20, nearer than the 10th target of as many as there are labels",
     "effective_neighbours": "labelled",
     "beyond_labels": "probability beyond the 99.5th percentile of the labelled redshifts",
     "disagreement": "of nearest neighbours and network, |difference| / (1 + z)",
