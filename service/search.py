@@ -16,6 +16,7 @@ from redshelf.indexing.layout import finite_or_none
 from redshelf.models.errors import BadInput, NotFound
 from redshelf.service.answers import Neighbour, NeighboursAnswer, RecallAnswer
 from redshelf.service.shelf import OpenEncoder, OpenShelf
+from redshelf.service.stages import timed
 
 MAX_K, MAX_PROBES = 1000, 100
 MAX_MUTUAL = 200  # sources of which each is asked for as many neighbours
@@ -68,6 +69,7 @@ class Scope:
     left_out: Ints  # (n,) rows
     n_matching: int
 
+    @timed("search")
     def nearest(self, queries: Floats, k: int, *, exact: bool = False) -> tuple[Floats, Ints]:
         """Distances and rows (Q, k) of the nearest, padded with inf and -1."""
         distance, rows = self.encoder.index.search(queries, k + len(self.left_out), among=self.among, exact=exact)
@@ -120,6 +122,7 @@ def listed(shelf: OpenShelf, row: int) -> dict[str, Any]:
     }
 
 
+@timed("hydrate")
 def answer(
     shelf: OpenShelf,
     within: Scope,
