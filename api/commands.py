@@ -271,9 +271,8 @@ def keys(arguments: Namespace) -> int:
         return _report({"revoked": arguments.name}, arguments)
     found = service.read(state_dir)
     if arguments.json:
-        print(show.facts([{"name": k.name, "scope": k.scope, "created": k.created} for k in found], as_json=True))
-    else:
-        print(show.table(("name", "scope", "created"), [(k.name, k.scope, k.created) for k in found], left=3))
+        return _report({"keys": [{"name": k.name, "scope": k.scope, "created": k.created} for k in found]}, arguments)
+    print(show.table(("name", "scope", "created"), [(k.name, k.scope, k.created) for k in found], left=3))
     return 0
 
 
