@@ -86,6 +86,7 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
     app.state.serving = serving
     app.state.metrics, app.state.guard = metrics, guard
     problems.install(app)
+    problems.describe(app)
     security.describe(app, guard)
     app.add_middleware(Envelope, settings=settings, guard=guard, metrics=metrics, log=log)
     if settings.cors_origins:

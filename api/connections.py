@@ -44,7 +44,8 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is h11.IDLE or self.cycle.response_complete:  # in the middle of a head
+        # in the middle of a head, of what is no HTTP, or of a body that was answered before its end and is not read
+        if self.conn.their_state is h11.IDLE or self.cycle is None or self.cycle.response_complete:
             self._wait()
         elif not self.flow.write_paused:
             self._go_on()

@@ -184,7 +184,8 @@ def log_config(settings: Settings) -> dict[str, Any]:
         "disable_existing_loggers": False,
         "formatters": {"line": formatter},
         "handlers": {"stderr": handler},
-        "loggers": {"redshelf": told, "uvicorn": told, "py.warnings": told},
+        "loggers": {"redshelf": told, "uvicorn": told},
+        "root": {"handlers": ["stderr"], "level": "WARNING"},
     }
 
 

@@ -19,6 +19,7 @@ from redshelf.api import browse, security
 from redshelf.models.errors import BadInput, Conflict, NotFound, RedshelfError, nearest
 from redshelf.service.answers import Problem
 
+PROBLEM = "application/problem+json"
 STATUS: dict[type[RedshelfError], int] = {NotFound: 404, BadInput: 422, Conflict: 409}
 log = logging.getLogger("redshelf")
 
@@ -30,7 +31,7 @@ def problem(request: Request, status: int, detail: str, headers: Mapping[str, st
     title = HTTPStatus(status).phrase
     request_id = getattr(request.state, "request_id", "")
     document = Problem(title=title, status=status, detail=detail, request_id=request_id).model_dump()
-    return JSONResponse(document, status, headers=headers, media_type="application/problem+json")
+    return JSONResponse(document, status, headers=headers, media_type=PROBLEM)
 
 
 def _known_parameters(request: Request) -> list[str]:
@@ -73,6 +74,22 @@ def _sentence(request: Request, fault: Mapping[str, Any]) -> str:
     if not name or isinstance(fault["input"], dict):
         return str(message)
     return f"{name}={shown if len(shown) <= 80 else shown[:77] + '...'}: {message}"
+
+
+def describe(app: FastAPI) -> None:
+    """Say in the app's OpenAPI document that problems come as what they are, which FastAPI takes for plain JSON."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = plain()
+        operations = [operation for path in document["paths"].values() for operation in path.values()]
+        for answer in (answer for operation in operations for answer in operation["responses"].values()):
+            content = answer.get("content", {})
+            if content.get("application/json", {}).get("schema") == {"$ref": "#/components/schemas/Problem"}:
+                content[PROBLEM] = content.pop("application/json")
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def install(app: FastAPI) -> None:
