@@ -80,6 +80,7 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
         responses=PROBLEMS,
         docs_url=None,  # FastAPI's pages load their script from another host
         redoc_url=None,
+        redirect_slashes=False,  # an address is a route or 404: no answer that the description does not have
         lifespan=lifespan,
     )
     app.state.settings = settings

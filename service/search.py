@@ -179,7 +179,8 @@ def look(
     within = scope(shelf, encoder, wanted.filters, row=row, left_out=left_out)
     distances, found = within.nearest(vector[None], wanted.k + 1, exact=wanted.exact)
     seen = found[0] >= 0
-    inside = seen if wanted.max_distance is None else seen & (distances[0] <= wanted.max_distance)
+    with np.errstate(over="ignore"):  # a limit beyond float32 is none
+        inside = seen if wanted.max_distance is None else seen & (distances[0] <= wanted.max_distance)
     reached = inside.sum() < seen.sum() or seen.sum() == within.n_matching  # the limit, or all that there are
     rows, distance = found[0][inside][: wanted.k], distances[0][inside][: wanted.k]
     if wanted.mutual:
