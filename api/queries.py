@@ -109,7 +109,7 @@ class CutoutQuery(Strict):
         None, description="comma-separated. png: one (grey) or three (red, green, blue); fits: any; by default all"
     )
     stretch: float = Field(
-        3.0, gt=0, le=10_000, description="png: the flux, in noise units, where linear turns into log"
+        3.0, ge=0.001, le=10_000, description="png: the flux, in noise units, where linear turns into log"
     )
 
 

@@ -79,6 +79,7 @@ class Guard:
     def admit(self, method: str, path: str, headers: Headers) -> Key | None:
         """The key of a request that may be answered, None without one. `HTTPException` 401 or 403 where it may not."""
         if is_open(path):
+            self._same_site(method, headers)
             return None
         wanted, given = scope_of(method, path), key_in_headers(headers)
         if given is not None:

@@ -243,6 +243,7 @@ def test_a_page_of_another_site_cannot_make_a_browser_post(bare_shelf: Path, tmp
     sent = {"sec-fetch-site": "cross-site", "origin": "https://evil.example"}
     client = client_of(bare_shelf, tmp_path, cors_origins="https://portal.example")
     assert client.post("/admin/generation", headers=sent).status_code == 403
+    assert client.post("/key", data={"key": "x"}, headers=sent).status_code == 403
     assert client.get("/v1/shelf", headers=sent).status_code == 200
     for allowed in ({**sent, "sec-fetch-site": "same-origin"}, {**sent, "origin": "https://portal.example"}):
         assert client.post("/admin/generation", headers=allowed).status_code == 200
