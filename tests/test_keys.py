@@ -326,7 +326,9 @@ def test_the_order_to_look_takes_up_the_newest_generation_or_says_why_not(bare_s
 
 
 @pytest.mark.slow
-def test_several_workers_know_the_same_keys_and_forget_them(bare_shelf: Path, tmp_path: Path) -> None:
+def test_several_workers_know_the_same_keys_and_forget_them(
+    bare_shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     state = tmp_path / "state"
     key = keys.add(state, "alice", "read")
     told = {"state_dir": state, "require_key": True, "refresh_seconds": 0.2}
@@ -342,6 +344,10 @@ def test_several_workers_know_the_same_keys_and_forget_them(bare_shelf: Path, tm
             return answer.status
 
         assert {status(key) for _ in range(20)} == {200} and {status("wrong") for _ in range(5)} == {401}
+        asked = ["search", "--url", f"http://127.0.0.1:{server.port}", "--id", "s0003", "-k", "3", "--json"]
+        assert main(asked) == 1 and "a key with scope read is needed" in capsys.readouterr().err
+        monkeypatch.setenv("REDSHELF_KEY", key)
+        assert main(asked) == 0 and len(json.loads(capsys.readouterr().out)["neighbours"]) == 3
         keys.revoke(state, "alice")
         time.sleep(0.25)
         assert {status(key) for _ in range(20)} == {401}

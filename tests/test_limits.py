@@ -181,6 +181,19 @@ def test_a_long_look_for_a_generation_has_no_deadline(
     assert TestClient(app).post("/admin/generation").status_code == 200
 
 
+@pytest.mark.security
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [(b"9" * 5000, 413), (b"9" * 18, 413), (b"\xb2", 422), (b"-1", 422), (b"1e9", 422), (b"", 422)],
+)
+def test_a_length_that_is_no_number_is_none_and_an_endless_one_is_too_long(
+    bare_shelf: Path, tmp_path: Path, length: bytes, status: int
+) -> None:
+    client = asks(app_of(bare_shelf, tmp_path), "127.0.0.1")
+    told: Any = {"content-length": length, "content-type": "application/json"}
+    assert client.post("/v1/redshifts", content=b"{}", headers=told).status_code == status
+
+
 def test_the_limits_in_force_are_told(bare_shelf: Path, tmp_path: Path) -> None:
     given = {"max_concurrent": 7, "deadline_seconds": 2.5, "rate_per_key": "9/hour", "rate_per_address": ""}
     told = asks(app_of(bare_shelf, tmp_path, **given)).get("/v1/shelf").json()["limits"]
