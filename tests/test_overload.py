@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import signal
 import socket
 import threading
 import time
@@ -213,3 +215,50 @@ def test_under_ten_times_what_it_takes_it_answers_or_says_ask_again_and_then_is_
     began = time.monotonic()
     assert len(server.get(NEIGHBOURS)["neighbours"]) == 10 and time.monotonic() - began < 5
     print(f"{statuses} in {seconds} s; {before:.0f} MB before, {highest:.0f} MB at most")
+
+
+def test_a_worker_that_is_killed_under_load_costs_its_own_connections_and_no_others(
+    bare_shelf: Path, tmp_path: Path
+) -> None:
+    kills, clients = torture.count(2, 20), 6
+    statuses: Counter[int] = Counter()
+    cut, faults, stop = Counter[int](), [], threading.Event()
+    with servers.serve(bare_shelf, tmp_path, "--workers", "2") as several:
+        servers.wait_for(lambda: numbers(several)["redshelf_workers"] == 2, "both to serve")
+
+        def run(me: int) -> None:
+            connection = several.connect()
+            try:
+                while not stop.is_set():
+                    try:
+                        connection.request("GET", NEIGHBOURS)
+                        answer = connection.getresponse()
+                        answer.read()
+                        statuses[answer.status] += 1
+                    except (ConnectionError, http.client.BadStatusLine):  # once a kill at most: the next is answered
+                        cut[me] += 1
+                        connection.close()
+            except Exception as error:
+                faults.append(repr(error))
+            finally:
+                connection.close()
+
+        threads = [threading.Thread(target=run, args=(i,)) for i in range(clients)]
+        for thread in threads:
+            thread.start()
+        try:
+            for done in range(1, kills + 1):
+                os.kill(several.workers()[done % 2], signal.SIGKILL)
+
+                def again(started: int = 2 + done) -> bool:
+                    return several.log.read_text().count("Application startup complete") == started
+
+                servers.wait_for(again, "another one in its place")
+                time.sleep(0.5)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    assert faults == [] and set(statuses) == {200} and statuses[200] > 20
+    assert all(times <= 2 * kills for times in cut.values()), cut
+    print(f"{statuses[200]} answers and {cut.total()} cut connections during {kills} kills")
