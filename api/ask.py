@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -113,7 +114,7 @@ class OnDisk:
 
 
 class OverHttp:
-    """Asks a running server."""
+    """Asks a running server, with the key in `$REDSHELF_KEY` where there is one."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -122,7 +123,9 @@ class OverHttp:
         import httpx
 
         try:
-            response = httpx.request(method, self.url + route, timeout=TIMEOUT_S, **kwargs)
+            key = os.environ.get("REDSHELF_KEY")
+            headers = {"x-api-key": key} if key else {}
+            response = httpx.request(method, self.url + route, timeout=TIMEOUT_S, headers=headers, **kwargs)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise RedshelfError(f"cannot ask {self.url}: {error}") from error
         try:
