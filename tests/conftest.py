@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import small_survey
-
-from redshelf.models import network
-
-FULL = network.RECIPES, network.WARMUP
-SHORT = {kind: replace(recipe, steps=60) for kind, recipe in network.RECIPES.items()}, 10
+import training_length
 
 
 @pytest.fixture(scope="session", autouse=True)
-def short_training_of_networks() -> Iterator[None]:
-    """Fits take a second instead of half a minute."""
-    with pytest.MonkeyPatch.context() as patch:
-        _train_by(SHORT, patch)
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def full_training_of_networks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """... but in a module that asks for it by FULL_TRAINING."""
-    with pytest.MonkeyPatch.context() as patch:
-        if getattr(request.module, "FULL_TRAINING", False):
-            _train_by(FULL, patch)
+def short_training() -> Iterator[None]:
+    """Fits take a second or two instead of half a minute."""
+    with training_length.short():
         yield
 
 
@@ -38,11 +23,6 @@ def state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
-
-
-def _train_by(settings: tuple[dict[str, network.Recipe], int], patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(network, "RECIPES", settings[0])
-    patch.setattr(network, "WARMUP", settings[1])
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import training_length
 
 from redshelf.models import metrics
 from redshelf.models.boost import fit_boost, fold_of, pair_colours, residual_cdfs
@@ -19,7 +20,8 @@ def sample(n, seed):
 
 def fit(x, z, **options):
     arguments = {"edges": default_edges(3), "importance": np.ones(len(x)), "exclude": np.arange(len(x))[:, None]}
-    return fit_boost(x, z, **(arguments | {"shift_weights": False} | options))
+    with training_length.full():
+        return fit_boost(x, z, **(arguments | {"shift_weights": False} | options))
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
+import training_length
 
 from redshelf.models import metrics
 from redshelf.models.errors import BadInput
 from redshelf.models.network import fit_network
 from redshelf.models.pdf import default_edges
-
-FULL_TRAINING = True  # of the networks: see conftest
 
 EDGES = default_edges(2)
 
@@ -28,7 +27,8 @@ def fitted(n=500, seed=0, **options):
 
 @pytest.fixture(scope="module")
 def network():
-    return fitted()
+    with training_length.full():
+        return fitted()
 
 
 def test_a_smooth_relation_is_learned_with_its_width(network):
