@@ -48,7 +48,7 @@ def grown(model: Any, x: Floats, z: Floats) -> Any:
     from redshelf.models.support import fit_support
 
     bank, one = fit_bank(model.frame.transform(x)), np.ones(len(x))
-    support = fit_support(model.frame.spaces(x)[model.support_space], z)
+    support = fit_support(model.frame.spaces(x)[model.support_space], z, targets=model.support.targets)
     found = {"bank": bank.points, "centres": bank.centres, "probe": bank.probe}
     return replace(model, knn=replace(model.knn, log1pz=np.log1p(z), weights=one, **found), support=support)
 
