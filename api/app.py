@@ -21,7 +21,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
-from redshelf.api import browse, explore, neighbours, operations, problems, redshifts, sources
+from redshelf.api import browse, cone, datalink, explore, neighbours, operations, problems, redshifts, sources
 from redshelf.api.queries import PROBLEMS
 from redshelf.models.errors import Conflict
 from redshelf.service.serving import Serving, open_checked
@@ -67,7 +67,7 @@ def create_app(settings: Settings, *, fall_back: bool = False) -> FastAPI:
     app.state.serving = serving
     problems.install(app)
     app.add_middleware(problems.Envelope, max_body_bytes=settings.max_upload_bytes + BODY_MARGIN_BYTES)
-    for module in (sources, neighbours, explore, redshifts, operations):
+    for module in (sources, neighbours, explore, redshifts, cone, datalink, operations):
         app.include_router(module.router)
     app.include_router(browse.router, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")

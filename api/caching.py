@@ -1,0 +1,70 @@
+"""Answers that depend on the generation alone: a strong ETag, and 304 to who has the answer already.
+
+The tag is a hash of the question, the format, the settings that matter, and everything that was published, so that it
+is known before the question is answered. A permalink, whose generation is named, may be kept for a day; anything else
+is asked for again, which a 304 makes cheap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from redshelf.api.queries import serving_of
+from redshelf.api.tables import accepted
+from redshelf.service.settings import Settings
+from redshelf.service.shelf import OpenShelf
+
+PINNED, ANEW = "private, max-age=86400, immutable", "no-cache"
+WHERE = {"shelf", "host", "port", "workers", "threads", "refresh_seconds"}  # settings that change no answer
+
+
+def etag(request: Request, shelf: OpenShelf) -> str:
+    """The tag of the answer to this request from this generation."""
+    settings: Settings = request.app.state.settings
+    asked = (
+        request.app.version,
+        shelf.identity,
+        settings.model_dump_json(exclude=WHERE),
+        str(request.url),  # with the host, which stands in what the Virtual Observatory is answered
+        accepted(request) or "",
+    )
+    return f'"{hashlib.sha256(repr(asked).encode()).hexdigest()[:32]}"'
+
+
+def _has(request: Request, tag: str) -> bool:
+    """Whether the client says that it has this answer: comparison is weak, as it is for GET."""
+    given = request.headers.get("if-none-match", "")
+    return tag in (one.strip().removeprefix("W/") for one in given.split(","))
+
+
+class ByGeneration(APIRoute):
+    """A route whose GET answers by the generation alone: `APIRouter(route_class=ByGeneration)`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+        if self.methods != {"GET"}:
+            return answer
+
+        async def tagged(request: Request) -> Response:
+            shelf = request.state.shelf = serving_of(request).current  # the one that the tag and the answer are of
+            tag = etag(request, shelf)
+            named = self.path.startswith("/v1/") and request.query_params.get("generation")
+            keep = PINNED if named else ANEW
+            headers = {"etag": tag, "cache-control": keep, "vary": "accept"}
+            if _has(request, tag):
+                return Response(status_code=304, headers=headers)
+            response: Response = await answer(request)
+            if response.status_code != 200:
+                return response
+            for name, value in headers.items():
+                response.headers.setdefault(name, value)
+            if request.headers.get("if-none-match", "").strip() == "*":  # whatever there is, and there is one
+                return Response(status_code=304, headers=headers)
+            return response
+
+        return tagged
