@@ -72,8 +72,7 @@ def _search(request: Request, shelf: OpenShelf) -> Response:
     if format.name != "votable":
         return Response(tabular.FORMATS[format.name].write(found.table), media_type=format.media)
     table = votable.table(found.table, serialization=format.serialization, ucds=UCD1)
-    how = votable.status("OVERFLOW") if found.overflow else votable.status("OK")
-    resource = votable.results([table, how] if found.overflow else [how, table])  # DALI: what was cut off comes last
+    resource = votable.answered(table, overflow=found.overflow)
     return Response(votable.document(resource + descriptor(request)), media_type=format.media)
 
 

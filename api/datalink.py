@@ -85,10 +85,10 @@ def _soda(request: Request, shelf: OpenShelf, source_ids: list[str]) -> str:
     side = info.cutout_px * info.pixel_scale_arcsec
     says = (
         f"Cuts the stored stamp of a source ({info.cutout_px} x {info.cutout_px} pixels, {side:.1f} arcsec a side) to "
-        "the rows and columns that a circle touches, and chooses bands by their wavelength. It resamples nothing, gives "
-        "no sky beyond the stamp, and takes one ID, one CIRCLE and one BAND."
+        "the rows and columns that a circle touches, and chooses bands by their wavelength. It resamples nothing, "
+        "gives no sky beyond the stamp, and takes one ID, one CIRCLE and one BAND."
     )
-    metres = [band.wavelength_nm * 1e-9 for band in info.bands if band.name in pictures.imaged(shelf)]
+    metres = [band.wavelength_nm / 1e9 for band in info.bands if band.name in pictures.imaged(shelf)]
     low, high = min(metres), max(metres)
     band = element("VALUES", element("MIN", value=repr(low)) + element("MAX", value=repr(high)))
     inputs = (
@@ -123,9 +123,7 @@ def datalink(request: Request, shelf: Served) -> Response:
         links = [link for one in source_ids[:MAX_IDS] for link in _links(request, shelf, one)]
     except RedshelfError as error:
         return dali.failed(error)
-    table, cut = _table(links), len(source_ids) > MAX_IDS
-    how = votable.status("OVERFLOW") if cut else votable.status("OK")
-    content = votable.results([table, how] if cut else [how, table])
+    content = votable.answered(_table(links), overflow=len(source_ids) > MAX_IDS)
     if shelf.info.has_images:
         content += _soda(request, shelf, source_ids)
     return Response(votable.document(content), media_type=LINKS)
@@ -161,7 +159,7 @@ def _bands(shelf: OpenShelf, given: dali.Parameters) -> tuple[str, ...]:
         raise BadInput(f"BAND={wanted[0]} {wanted[1]}: expected two wavelengths in metres, the shorter one first")
     low, high = (value * (1 + side * 1e-9) for value, side in zip(wanted, (-1, 1), strict=True))
     return tuple(
-        band.name for band in shelf.info.bands if band.name in known and low <= band.wavelength_nm * 1e-9 <= high
+        band.name for band in shelf.info.bands if band.name in known and low <= band.wavelength_nm / 1e9 <= high
     )
 
 

@@ -1,13 +1,14 @@
 """VOTable 1.4, written: documents, tables with PARAMs for what they say of themselves, errors.
 
-Rows are TABLEDATA, which every reader takes and a person can read, or BINARY2. Written here and not by astropy, whose
-writer takes 50 times as long (benchmarks/README.md): a cone of 1,000 rows is asked for by every TOPCAT user.
+Rows are TABLEDATA, which every reader takes and a person can read, or BINARY2, half as long. Written here and not by
+astropy: of 1,000 rows its writer alone takes 40 ms, where a whole cone search as TABLEDATA is answered in 11 ms.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any, Literal
 from xml.sax.saxutils import escape, quoteattr
 
@@ -86,16 +87,21 @@ def _field(field: pa.Field, width: int | None, named: Mapping[str, str], seriali
     )
 
 
+def _real(value: float) -> str:
+    return repr(value) if isfinite(value) else "NaN" if value != value else "+Inf" if value > 0 else "-Inf"
+
+
 def _cells(column: pa.ChunkedArray) -> list[str]:
     """Every value as TABLEDATA has it, so that it is read back to the bit; nothing for null."""
     values = column.to_pylist()
     if pa.types.is_string(column.type):
         return ["" if value is None else text(value.encode("ascii", "replace").decode()) for value in values]
     if pa.types.is_fixed_size_list(column.type):
-        return ["" if value is None else " ".join(map(repr, value)) for value in values]
+        return ["" if value is None else " ".join(map(_real, value)) for value in values]
     if pa.types.is_boolean(column.type):
         return ["" if value is None else "T" if value else "F" for value in values]
-    return ["" if value is None else repr(value) for value in values]
+    write = _real if pa.types.is_floating(column.type) else repr
+    return ["" if value is None else write(value) for value in values]
 
 
 def _tabledata(table: pa.Table, widths: Mapping[str, int]) -> str:
@@ -137,10 +143,9 @@ def table(
     *,
     serialization: Serialization = "tabledata",
     ucds: Mapping[str, str] | None = None,
-    rows: bool = True,
 ) -> str:
-    """A TABLE: its facts as PARAMs, its columns as FIELDs whose ID is their name, and its rows unless they are not
-    wanted. `ucds` take the place of the columns' own."""
+    """A TABLE: its facts as PARAMs, its columns as FIELDs whose ID is their name, and its rows. `ucds` take
+    the place of the columns' own."""
     import pyarrow.compute as pc
 
     widths = {
@@ -150,15 +155,17 @@ def table(
     }
     told = "".join(param(name, value) for name, value in facts_of(table.schema).items())
     fields = "".join(_field(field, widths.get(field.name), ucds or {}, serialization) for field in table.schema)
-    data = element("DATA", "\n" + ROWS[serialization](table, widths)) if rows and len(table) else ""
+    data = element("DATA", "\n" + ROWS[serialization](table, widths)) if len(table) else ""
     return element("TABLE", "\n" + told + fields + data, name="sources")
 
 
-def results(tables: Iterable[str], *, infos: Sequence[str] = ()) -> str:
-    """A RESOURCE of results, with the frame that positions refer to."""
-    return element("RESOURCE", "\n" + FRAME + "".join(infos) + "".join(tables), type="results")
+def answered(table: str, *, overflow: bool = False) -> str:
+    """A RESOURCE of results, with the frame that its positions refer to. That there is more than the table is told
+    behind it, as DALI has it."""
+    before, after = ("", status("OVERFLOW")) if overflow else (status("OK"), "")
+    return element("RESOURCE", "\n" + before + FRAME + table + after, type="results")
 
 
 def write(written: pa.Table, *, serialization: Serialization = "tabledata") -> bytes:
     """A document of one table."""
-    return document(results([table(written, serialization=serialization)], infos=[status("OK")]))
+    return document(answered(table(written, serialization=serialization)))

@@ -38,7 +38,8 @@ def _text(value: Any) -> str:
 
 
 def make(columns: Mapping[str, Sequence[Any]], facts: Mapping[str, Any]) -> pa.Table:
-    """A table of these columns, in the order of `FIELDS`; facts that are None are left out.
+    """A table of these columns, in the order of `FIELDS`; facts that are None are left out, and those that
+    are called like a column are of the query.
 
     Lists of one length, which densities are, become lists of fixed size. A text that is not known is empty and a list
     that is not known full of NaN: readers differ in what they make of null there.
@@ -56,7 +57,8 @@ def make(columns: Mapping[str, Sequence[Any]], facts: Mapping[str, Any]) -> pa.T
             values = [value or "" for value in values]
         fields.append(one)
         arrays.append(pa.array(values, one.type))
-    told = {joining.key(name): _text(value) for name, value in facts.items() if value is not None and value != []}
+    known = {name: value for name, value in facts.items() if value is not None and value != []}
+    told = {joining.key(f"query_{name}" if name in columns else name): _text(value) for name, value in known.items()}
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=told))
 
 
