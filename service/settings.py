@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from redshelf.models.errors import BadInput, nearest
 
 PREFIX = "REDSHELF_"
-# where the settings are; where tests find the real files; how often they repeat themselves
-NOT_SETTINGS = {"REDSHELF_SETTINGS", "REDSHELF_DATA", "REDSHELF_TORTURE"}
+# where the settings are; a client's key; where tests find the real files; how often they repeat themselves
+NOT_SETTINGS = {"REDSHELF_SETTINGS", "REDSHELF_API_KEY", "REDSHELF_DATA", "REDSHELF_TORTURE"}
 
 
 class Settings(BaseModel):
