@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 
 from redshelf.api.queries import serving_of
@@ -23,16 +23,20 @@ PINNED, ANEW = "private, max-age=86400, immutable", "no-cache"
 WHERE = {"shelf", "host", "port", "workers", "threads", "refresh_seconds"}  # settings that change no answer
 
 
+def _server(app: FastAPI) -> str:
+    """What the answers of this server depend on beside the question and the generation, worked out once."""
+    found: str | None = getattr(app.state, "answers_by", None)
+    if found is None:
+        settings: Settings = app.state.settings
+        found = app.state.answers_by = f"{app.version} {settings.model_dump_json(exclude=WHERE)}"
+    return found
+
+
 def etag(request: Request, shelf: OpenShelf) -> str:
     """The tag of the answer to this request from this generation."""
-    settings: Settings = request.app.state.settings
-    asked = (
-        request.app.version,
-        shelf.identity,
-        settings.model_dump_json(exclude=WHERE),
-        str(request.url),  # with the host, which stands in what the Virtual Observatory is answered
-        accepted(request) or "",
-    )
+    scope, host = request.scope, request.headers.get("host", "")  # which stands in what the VO is answered
+    question = (scope["scheme"], host, scope["raw_path"], scope["query_string"], accepted(request))
+    asked = (_server(request.app), shelf.identity, *question)
     return f'"{hashlib.sha256(repr(asked).encode()).hexdigest()[:32]}"'
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, get_args
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from fastapi import Depends, HTTPException, Request, Response
 from pydantic import BaseModel
@@ -79,7 +79,8 @@ def permalink(request: Request, answer: BaseModel, format: Format | None = None)
     given = {**dict(request.query_params), **pinned, "generation": generation}
     if format is not None:
         given["format"] = format
-    return f"{request.scope['raw_path'].decode('ascii')}?{urlencode({k: v for k, v in given.items() if v is not None})}"
+    path = quote(request.scope["raw_path"], safe="/%:@!$&'()*+,;=~")  # which may hold any byte
+    return f"{path}?{urlencode({name: value for name, value in given.items() if value is not None})}"
 
 
 def file_name(*words: object) -> str:

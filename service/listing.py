@@ -21,18 +21,22 @@ def _known(values: npt.NDArray[np.floating]) -> list[float | None]:
 
 def told(shelf: OpenShelf, rows: npt.NDArray[np.int64]) -> dict[str, list[Any]]:
     """The fields of `answers.Listed` of `rows` (n,), a list of n each; None for what is not known."""
-    columns, unknown = shelf.columns, np.full(len(rows), np.nan)
-    label = {name: _known(columns[name][rows] if name in columns else unknown) for name in LABEL}
+    columns, unknown = shelf.columns, [None] * len(rows)
+
+    def values(name: str) -> npt.NDArray[Any]:
+        return np.asarray(columns[name])[rows]  # else numpy makes a memmap of each, which takes longer
+
+    label = {name: _known(values(name)) if name in columns else unknown for name in LABEL}
     return {
-        "source_id": [source_id.decode() for source_id in columns["ids"][rows].tolist()],
-        "ra_deg": columns["ra"][rows].tolist(),
-        "dec_deg": columns["dec"][rows].tolist(),
-        "z_spec": _known(columns["z_spec"][rows]),
+        "source_id": [source_id.decode() for source_id in values("ids").tolist()],
+        "ra_deg": values("ra").tolist(),
+        "dec_deg": values("dec").tolist(),
+        "z_spec": _known(values("z_spec")),
         "z_error": label["z_error"],
-        "z_kind": [KIND[kind] for kind in columns["z_kind"][rows].tolist()],
+        "z_kind": [KIND[kind] for kind in values("z_kind").tolist()],
         "z_quality": label["z_quality"],
-        "z_phot": _known(columns["z_phot"][rows]),
-        "object_class": [CLASSES[kind] for kind in columns["object_class"][rows].tolist()],
+        "z_phot": _known(values("z_phot")),
+        "object_class": [CLASSES[kind] for kind in values("object_class").tolist()],
     }
 
 

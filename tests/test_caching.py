@@ -6,9 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from fastapi import Request
 from fastapi.testclient import TestClient
 
 from redshelf.api.app import create_app
+from redshelf.api.operations import Health
+from redshelf.api.tables import permalink
 from redshelf.service.publish import publish
 from redshelf.service.settings import load
 
@@ -71,6 +74,11 @@ def test_a_permalink_names_encoder_and_generation_and_may_be_kept(client: TestCl
     redshift = client.get("/v1/sources/s0010/redshift?pdf=false").headers["content-location"]
     assert "encoder=" in redshift and "estimator=" in redshift and "generation=1" in redshift
     assert client.get(redshift).status_code == 200
+
+
+def test_a_permalink_holds_whatever_stands_in_the_path() -> None:
+    scope = {"type": "http", "raw_path": b'/v1/\xff"%2F', "query_string": b"k=1&x=%0A", "headers": [], "path": "/"}
+    assert permalink(Request(scope), Health(status="ok")) == "/v1/%FF%22%2F?k=1&x=%0A"
 
 
 def test_another_generation_than_the_served_one_is_refused_in_words(tiny_shelf: Path, tmp_path: Path) -> None:
