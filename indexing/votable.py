@@ -1,7 +1,7 @@
 """VOTable 1.4, written: documents, tables with PARAMs for what they say of themselves, errors.
 
 Rows are TABLEDATA, which every reader takes and a person can read, or BINARY2, half as long. Written here and not by
-astropy: of 1,000 rows its writer alone takes 40 ms, where a whole cone search as TABLEDATA is answered in 11 ms.
+astropy: of 1,000 rows its writer alone takes 40 ms, where a whole cone search as TABLEDATA is answered in 10 ms.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from redshelf.indexing.filters import near
+from redshelf.indexing.filters import near, nearest_first
 from redshelf.models.errors import BadInput
 from redshelf.service import listing, tables
 from redshelf.service.explore import MAX_CONE_ARCSEC
@@ -57,7 +57,7 @@ def table(
     rows, separation = np.empty(0, np.int64), np.empty(0)
     if radius_deg > 0 and wanted > 0:
         rows, separation = near(shelf.columns, ra_deg, dec_deg, radius_deg * 3600)
-    first = np.argsort(separation, kind="stable")[:wanted]
+    first = nearest_first(separation, wanted)
     overflow, rows = len(rows) > wanted, rows[first]
     columns = listing.told(shelf, rows)
     columns["separation_arcsec"] = separation[first].tolist()

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from redshelf.indexing.filters import Filters, near, row_mask
+from redshelf.indexing.filters import Filters, near, nearest_first, row_mask
 from redshelf.models import ranking
 from redshelf.models.errors import BadInput
 from redshelf.service.answers import CompareAnswer, ConeAnswer, ConeSource, Outlier, OutliersAnswer
@@ -26,7 +24,7 @@ def cone(shelf: OpenShelf, ra_deg: float, dec_deg: float, radius_arcsec: float, 
     if not 0 < radius_arcsec <= MAX_CONE_ARCSEC:
         raise BadInput(f"radius_arcsec={radius_arcsec}: expected 0 < radius_arcsec <= {MAX_CONE_ARCSEC:g}")
     rows, separation = near(shelf.columns, ra_deg, dec_deg, radius_arcsec)
-    first = np.argsort(separation, kind="stable")[:n]
+    first = nearest_first(separation, n)
     sources = [
         ConeSource(separation_arcsec=arcsec, **one)
         for one, arcsec in zip(listed(shelf, rows[first]), separation[first].tolist(), strict=True)

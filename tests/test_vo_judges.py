@@ -159,7 +159,7 @@ def test_random_cones_of_a_running_server_hold_what_skycoord_says(served: server
 
 
 def test_a_thousand_rows_are_answered_in_time(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """1,000 rows as VOTable, one client: 11 ms on two cores that do nothing else, and 60 ms are promised."""
+    """1,000 rows as VOTable, one client: 10 ms on two cores that do nothing else, and 60 ms are promised."""
     import small_survey
 
     from redshelf.service.embedding import embed
