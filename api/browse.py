@@ -233,8 +233,9 @@ def home(query: Annotated[HomeQuery, Query()], shelf: Shelf, settings: InForce) 
 
 
 def _redshift(shelf: OpenShelf, source_id: str) -> RedshiftAnswer | None:
-    """By the default fit, the best validated one, whatever encoder finds the neighbours; None without any."""
-    return redshift.redshifts(shelf, [source_id])[0] if shelf.redshifts else None
+    """By the default fit, the best validated one, whatever encoder finds the neighbours; None without one to read."""
+    fit = shelf.generation.default_redshift
+    return redshift.redshifts(shelf, [source_id])[0] if fit in shelf.redshifts else None
 
 
 def _label_redshifts(answer: NeighboursAnswer | None) -> list[float]:
@@ -258,6 +259,7 @@ def source(source_id: str, query: Annotated[SourceQuery, Query()], shelf: Shelf,
         source=facts,
         similar=similar,
         redshift=distance,
+        fault=shelf.unreadable.get(shelf.generation.default_redshift or ""),
         plot=drawing,
         asked=asked,
         encoders=seen_by,

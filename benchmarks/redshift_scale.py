@@ -44,11 +44,13 @@ def sky(rows: int, seed: int, *, far: float) -> tuple[Floats, Floats]:
 
 def grown(model: Any, x: Floats, z: Floats) -> Any:
     """The model with all labels (L, 64) in its bank and its support, for what it costs to answer: nothing is chosen."""
+    from redshelf.models.bank import fit_bank
     from redshelf.models.support import fit_support
 
-    bank, one = model.frame.transform(x), np.ones(len(x))
+    bank, one = fit_bank(model.frame.transform(x)), np.ones(len(x))
     support = fit_support(model.frame.spaces(x)[model.support_space], z)
-    return replace(model, knn=replace(model.knn, bank=bank, log1pz=np.log1p(z), weights=one), support=support)
+    found = {"bank": bank.points, "centres": bank.centres, "probe": bank.probe}
+    return replace(model, knn=replace(model.knn, log1pz=np.log1p(z), weights=one, **found), support=support)
 
 
 def child(step: str, folder: str, labels: int, sources: int, fit: int) -> None:

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from redshelf.models import metrics
-from redshelf.models.calibrate import KNOTS
 from redshelf.models.pdf import Pdf
+from redshelf.models.validate import MEMBERS
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -113,8 +112,9 @@ def child(path: str, scenario: str, draw: int, out: str) -> None:
     began = time.perf_counter()
     answer = model.predict(asked, threads=2)
     result["predict_rate"] = len(asked) / (time.perf_counter() - began)
-    raw = replace(plain, calibrations={n: replace(c, images=KNOTS) for n, c in plain.calibrations.items()})
-    uncorrected, unweighted = (m.predict(asked, estimator=model.default_estimator, threads=2) for m in (raw, plain))
+    ours, without = every_density(model, asked), every_density(plain, asked)
+    unweighted = plain.calibrations[answer.estimator].recalibrated(without[answer.estimator])
+    uncorrected = without[answer.estimator]
     inside, every = answer.support.in_support, np.ones(len(scored), dtype=bool)
     report = model.report
     result |= {
@@ -135,18 +135,23 @@ def child(path: str, scenario: str, draw: int, out: str) -> None:
         "all": scores(answer.pdf, truth, every),
         "in": scores(answer.pdf, truth, inside),
         "out": scores(answer.pdf, truth, ~inside),
-        "plain": {"all": scores(uncorrected.pdf, truth, every), "in": scores(uncorrected.pdf, truth, inside)},
-        "unweighted": {"all": scores(unweighted.pdf, truth, every), "in": scores(unweighted.pdf, truth, inside)},
+        "plain": {"all": scores(uncorrected, truth, every), "in": scores(uncorrected, truth, inside)},
+        "unweighted": {"all": scores(unweighted, truth, every), "in": scores(unweighted, truth, inside)},
         "by_z": by_redshift(answer.point, truth, inside),
-        "plain_by_z": by_redshift(uncorrected.point, truth, inside),
+        "plain_by_z": by_redshift(uncorrected.median(), truth, inside),
         "members": {
-            name: scores(model.predict(asked, estimator=name, threads=2).pdf, truth, inside)
-            for name in ("knn", "lightgbm", "network", "blend")
+            name: scores(model.calibrations[name].recalibrated(pdf), truth, inside) for name, pdf in ours.items()
         },
         "interval": conformal(model, answer, truth, inside),
-        "change": change(answer.point, uncorrected.point, truth),
+        "change": change(answer.point, uncorrected.median(), truth),
     }
     write_json(Path(out), result)
+
+
+def every_density(model: Any, asked: Floats) -> dict[str, Pdf]:
+    """Densities of each estimator as they are before recalibration."""
+    members, *_ = model.members(np.asarray(asked, dtype=np.float64), np.full(len(asked), -1), frozenset(MEMBERS), 2)
+    return {**members, "blend": model.blend.of(members)}
 
 
 def scores(pdf: Pdf, z: Floats, rows: npt.NDArray[np.bool_]) -> dict[str, float] | None:

@@ -25,9 +25,9 @@ from redshelf.indexing.batches import Reader
 from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.models import checkpoint
 from redshelf.models.backbone import visible
+from redshelf.models.bank import exact_neighbours
 from redshelf.models.encoder import Batch, Encoder
 from redshelf.models.fresh import fresh
-from redshelf.models.knn import exact_neighbours
 from redshelf.models.training import seeded
 from redshelf.models.views import hidden, noisier, observed, oriented
 from redshelf.models.vit import sized

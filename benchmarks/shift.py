@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from redshelf.models import metrics
-from redshelf.models.knn import exact_neighbours
+from redshelf.models.bank import exact_neighbours
 from redshelf.models.ratio_choice import DEFAULT, METHODS, choose_weights
 from redshelf.models.ratio_space import BLOCK_PAIRS, Space, counts_within
 from redshelf.models.shift import ShiftMethod, ShiftWeights

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from redshelf.models import local_pit
+from redshelf.models.bank import exact_neighbours
 from redshelf.models.errors import BadInput
-from redshelf.models.knn import RIDGE, bandwidth, exact_neighbours, kernel_weights, smoothed_pdf
+from redshelf.models.knn import RIDGE, bandwidth, kernel_weights, smoothed_pdf
 from redshelf.models.pdf import Pdf
 
 Floats = npt.NDArray[np.float64]

@@ -7,7 +7,6 @@ is answered by the one booster that did not see it. Models are kept as LightGBM'
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from redshelf.models.errors import BadInput
 from redshelf.models.knn import bandwidth, log_step, smoothed_pdf
 from redshelf.models.metrics import clearly_better, weighted_mean
 from redshelf.models.pdf import Pdf
+from redshelf.models.threads import default_threads
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -122,12 +122,6 @@ class BoostRedshift:
         cdf = (1 - share) * self.residual_cdf[lower[:, None], index] + share * self.residual_cdf[upper[:, None], index]
         at_edges = (1 - part) * cdf[:, :-1] + part * cdf[:, 1:]
         return Pdf.from_mass(self.edges, np.maximum(np.diff(at_edges, axis=1), 0)).density
-
-
-def default_threads() -> int:
-    """OMP_NUM_THREADS where it is a number, else every core."""
-    value = os.environ.get("OMP_NUM_THREADS", "")
-    return int(value) if value.isdecimal() and int(value) > 0 else (os.cpu_count() or 1)
 
 
 def _blocks(values: Floats) -> list[Floats]:

@@ -42,15 +42,15 @@ REHEARSAL_LABELS = 400
 
 @dataclass(frozen=True)
 class Known:
-    """L labels and M targets: features (L, D), redshifts (L,), companions (L, m), magnitudes (L,) and (M,) or None,
-    and what the labels were selected on (L, P) and (M, P)."""
+    """L labels and M targets: features (L, D) and (M, D), redshifts (L,), companions (L, m), magnitudes (L,) and (M,),
+    and what the labels were selected on, (L, P) and (M, P), where that is not among the features."""
 
     x: Floats
     z: Floats
     hidden: Ints
     target: Floats
     magnitudes: tuple[Floats, Floats] | None
-    holdout_magnitude: Floats | None
+    observables: tuple[Floats, Floats] | None
 
     @property
     def reaches_beyond(self) -> bool:
@@ -68,7 +68,7 @@ def fit_redshift(
     *,
     names: tuple[str, ...],
     observables: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
-    holdout_magnitude: npt.ArrayLike | None = None,
+    magnitudes: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     sky: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     z_max: float | None = None,
     shift_weights: bool | None = None,
@@ -79,11 +79,11 @@ def fit_redshift(
 
     `names` (D,): colours "u-g", magnitude "i", "observed_g", embedding "e0"...; these are what `predict` wants.
     `observables`: what the labels were selected on (magnitude, colours), (L, P) and (M, P), for the shift weights;
-    by default the photometric features, else the leading 16 components of the embedding. `holdout_magnitude` (L,):
-    by default the magnitude among the features; without one the support space is not chosen. `sky`: ra and dec of
-    the labels [deg]; labels within 2 arcsec never answer for one another. `z_max`: end of the grid, by default 0.15
-    in ln(1+z) past the last label. `shift_weights` forbids or demands weights; None lets validation decide, and
-    forbids them where there is no shift and where the target is fainter than the labels.
+    by default the photometric features, else the leading 16 components of the embedding. `magnitudes` (L,) and (M,):
+    by default the magnitude among the features; without one nothing is rehearsed, and the support space not chosen.
+    `sky`: ra and dec of the labels [deg]; labels within 2 arcsec never answer for one another. `z_max`: end of the
+    grid, by default 0.15 in ln(1+z) past the last label. `shift_weights` forbids or demands weights; None lets
+    validation decide, and forbids them where there is no shift and where the target is fainter than the labels.
 
     Redshifts from -0.01 to 0 become 0 (counted in the report); below or above 20 is `BadInput`, as are fewer than
     50 labels, labels at one redshift, NaN.
@@ -100,8 +100,11 @@ def fit_redshift(
         raise BadInput(f"z_max={z_max}: expected at least the largest labelled redshift, {truth.max()}")
     edges = default_edges(min(np.expm1(np.log1p(truth.max()) + 0.15), 20.0) if z_max is None else z_max)
     column = [i for i, name in enumerate(names) if is_magnitude(name)][:1]
-    magnitudes = (x[:, column[0]], target[:, column[0]]) if column else None
-    known = Known(x, truth, hidden, target, magnitudes, _magnitude(x, column, holdout_magnitude))
+    if magnitudes is None and column:
+        magnitudes = x[:, column[0]], target[:, column[0]]
+    sizes = len(x), len(target)
+    seen, brightness = _both("observables", observables, sizes, 2), _both("magnitudes", magnitudes, sizes, 1)
+    known = Known(x, truth, hidden, target, brightness, seen)
     options: dict[str, Any] = {"edges": edges, "shift_weights": shift_weights, "seed": seed, "threads": threads}
     left_out: tuple[str, ...] = ()
     rehearsed: Validated | None = None
@@ -109,13 +112,13 @@ def fit_redshift(
     if known.reaches_beyond:
         if shift_weights is None:  # the few labels near such a target cannot tell whether weights help
             options["shift_weights"] = False
-        choices: list[tuple[str, ...]] = [(), (names[column[0]],)] if len(names) > 1 else [()]
+        choices: list[tuple[str, ...]] = [(), (names[column[0]],)] if column and len(names) > 1 else [()]
         tried = {without: _rehearsed(known, names, without, options) for without in choices}
         left_out = min(tried, key=lambda without: tried[without].scores[tried[without].default]["crps"])
         rehearsed = tried[left_out]
         rehearsal = {", ".join(without) or "nothing": found.scores for without, found in tried.items()}
     frame = replace(fit_frame(x, target, names), left_out=left_out)
-    model, report = _fitted(known, frame, _observables(frame, x, target, observables), options)
+    model, report = _fitted(known, frame, options)
     found = rehearsed or _validated(model, known, seed, threads)
     if rehearsed:  # the faint labels that calibrate stand for the target as they are
         model = replace(model, shift=replace(model.shift, reference_weights=np.ones(len(model.shift.reference))))
@@ -144,17 +147,13 @@ def fit_redshift(
 
 
 def _fitted(
-    known: Known,
-    frame: Frame,
-    seen: tuple[Floats, Floats],
-    options: dict[str, Any],
-    methods: Mapping[str, ShiftMethod] = CANDIDATES,
+    known: Known, frame: Frame, options: dict[str, Any], methods: Mapping[str, ShiftMethod] = CANDIDATES
 ) -> tuple[RedshiftModel, dict[str, Any]]:
-    """Estimators, shift weights and support; without blend and calibration. `seen`: the observables.
+    """Estimators, shift weights and support; without blend and calibration.
 
     `methods` of shift weights are tried beside the neighbour ratio; without any, that is taken.
     """
-    x, z, seed = known.x, known.z, options["seed"]
+    x, z, seed, seen = known.x, known.z, options["seed"], _observables(frame, known)
     shift = METHODS[DEFAULT](*seen, seed=seed)
     shift_report: dict[str, Any] = {"chosen": DEFAULT, "first": DEFAULT, "candidates": {}}
     if methods and not shift.is_null:  # without a shift, the best of several is better by chance alone
@@ -166,18 +165,18 @@ def _fitted(
     boost, boost_report = fit_boost(frame.trees(x), z, **options)
     network, network_report = fit_network(frame.transform(x), z, **options)
     spaces = frame.spaces(x)
-    if known.holdout_magnitude is None:
+    if known.magnitudes is None:
         space = next(iter(spaces))
         support_report: dict[str, Any] = {"space": space, "chosen": False, "scores": {}}
     else:
-        space, support_report = choose_space(spaces, knn.bank, z, known.holdout_magnitude)
+        space, support_report = choose_space(spaces, knn.bank, z, known.magnitudes[0])
     model = RedshiftModel(
         frame,
         knn,
         boost,
         network,
         Blend(np.array([1.0, 0.0, 0.0])),
-        fit_support(spaces[space], z, exclude=known.hidden),
+        fit_support(spaces[space], z, targets=frame.spaces(known.target)[space], exclude=known.hidden, seed=seed),
         space,
         _told_in_features(shift, frame, known, seen[1], seed),
         {},
@@ -205,10 +204,14 @@ def _rehearsed(known: Known, names: tuple[str, ...], without: tuple[str, ...], o
     place = np.full(len(order) + 1, -1)  # the last one: nobody
     place[bright] = np.arange(len(bright))
     hidden = place[known.hidden[bright]]
-    half = Known(x, known.z[bright], hidden, target, None, known.magnitudes[0][bright])
+
+    def halves(of_labels: Floats) -> tuple[Floats, Floats]:
+        return of_labels[bright], of_labels[faint]
+
+    seen = None if known.observables is None else halves(known.observables[0])
+    half = Known(x, known.z[bright], hidden, target, halves(known.magnitudes[0]), seen)
     frame = replace(fit_frame(x, target, names), left_out=without)
-    plain = {**options, "shift_weights": False}
-    model, _ = _fitted(half, frame, _observables(frame, x, target, None), plain, methods={})
+    model, _ = _fitted(half, frame, {**options, "shift_weights": False}, methods={})
     nobody, seed = np.full(len(faint), -1), options["seed"]
     return _judged(model, target, nobody, known.z[faint], np.ones(len(faint)), seed, options["threads"])
 
@@ -245,27 +248,28 @@ def checked_redshifts(z: npt.ArrayLike, n: int) -> tuple[Floats, int]:
     return np.maximum(out, 0), int((out < 0).sum())
 
 
-def _magnitude(x: Floats, column: list[int], given: npt.ArrayLike | None) -> Floats | None:
-    if given is not None:
-        out = np.asarray(given, dtype=np.float64)
-        if out.shape != (len(x),) or not np.isfinite(out).all():
-            raise BadInput(f"holdout_magnitude of shape {out.shape}: expected {len(x)} finite values")
-        return out
-    return x[:, column[0]] if column else None
+def _both(
+    name: str, given: tuple[npt.ArrayLike, npt.ArrayLike] | None, sizes: tuple[int, int], dimensions: int
+) -> tuple[Floats, Floats] | None:
+    """What is given of labels and targets as arrays; `BadInput` for other lengths or dimensions, NaN."""
+    if given is None:
+        return None
+    labelled, wanted = (np.asarray(part, dtype=np.float64) for part in given)
+    for part, size in zip((labelled, wanted), sizes, strict=True):
+        if part.ndim != dimensions or len(part) != size or not np.isfinite(part).all():
+            expected = " and ".join(f"({n}{', P' * (dimensions - 1)})" for n in sizes)
+            raise BadInput(f"{name} of shapes {labelled.shape}, {wanted.shape}: expected finite ones, {expected}")
+    return labelled, wanted
 
 
-def _observables(
-    frame: Frame, x: Floats, target: Floats, given: tuple[npt.ArrayLike, npt.ArrayLike] | None
-) -> tuple[Floats, Floats]:
+def _observables(frame: Frame, known: Known) -> tuple[Floats, Floats]:
     """What the shift is measured in, of labels (L, P) and targets (M, P)."""
-    if given is not None:
-        labelled, wanted = (np.asarray(part, dtype=np.float64) for part in given)
-        if labelled.ndim != 2 or len(labelled) != len(x) or wanted.ndim != 2 or len(wanted) != len(target):
-            raise BadInput(f"observables {labelled.shape}, {wanted.shape}: expected ({len(x)}, P), ({len(target)}, P)")
+    if known.observables is not None:
+        labelled, wanted = known.observables
         scale = labelled.std(axis=0)
         scale = np.where(scale > 0, scale, 1)
         return labelled / scale, wanted / scale
-    (photometry, embedding), (wanted_photometry, wanted_embedding) = frame.parts(x), frame.parts(target)
+    (photometry, embedding), (wanted_photometry, wanted_embedding) = frame.parts(known.x), frame.parts(known.target)
     if photometry.shape[1]:
         return photometry, wanted_photometry
     return embedding[:, :WEIGHT_DIM], wanted_embedding[:, :WEIGHT_DIM]

@@ -7,12 +7,14 @@ the neighbours' range; a small kernel smooths the result onto z edges. Everythin
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from redshelf.models.bank import Bank, fit_bank, no_centres
 from redshelf.models.errors import BadInput
 from redshelf.models.metrics import cde_losses, clearly_better, weighted_mean, weighted_quantile
 from redshelf.models.pdf import Pdf
@@ -24,41 +26,9 @@ NEIGHBOURS = (10, 20, 40, 60, 100)
 RIDGE = 0.1  # of the mean eigenvalue of the local scatter matrix
 SMOOTHING = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 VALIDATION_ROWS = 4000
-BLOCK = 2048
+BLOCK = 1024  # densities that stay near the cores
 COMPANION_ARCSEC = 2.0
 MAX_COMPANIONS = 64
-
-
-def exact_neighbours(
-    bank: npt.ArrayLike, queries: npt.ArrayLike, k: int, *, exclude: npt.ArrayLike | None = None
-) -> tuple[Floats, Ints]:
-    """Distances (N, k), ascending, and rows of `bank` (N, k) of the k nearest to each query; exact.
-
-    `exclude` (N,) or (N, m): rows of the bank that a query must not see, -1 for none. `BadInput` when under k remain.
-    """
-    import faiss
-
-    base = np.ascontiguousarray(bank, dtype=np.float32)
-    points = np.ascontiguousarray(queries, dtype=np.float32)
-    banned = None if exclude is None else np.asarray(exclude, dtype=np.int64).reshape(len(points), -1)
-    spare = 0 if banned is None else banned.shape[1]
-    if not 1 <= k <= len(base) - spare:
-        raise BadInput(f"k={k}: expected 1 to {len(base) - spare}, the labelled sources left")
-    wanted = min(k + spare + 8, len(base))  # float32 may swap near ties at the end of the list: look a little further
-    _, found = faiss.knn(points, base, wanted)
-    given, exact_points = np.asarray(bank), np.asarray(queries, dtype=np.float64)
-    square = np.empty(found.shape)
-    for start in range(0, len(points), BLOCK):
-        rows = slice(start, start + BLOCK)
-        offset = given[found[rows]] - exact_points[rows, None]  # (n, wanted, D) float64
-        square[rows] = np.einsum("nkd,nkd->nk", offset, offset)
-    if banned is not None:
-        hidden = np.zeros(found.shape, dtype=bool)
-        for column in banned.T:
-            hidden |= found == column[:, None]
-        square[hidden] = np.inf
-    order = np.argsort(square, axis=1, kind="stable")[:, :k]
-    return np.sqrt(np.take_along_axis(square, order, axis=1)), np.take_along_axis(found, order, axis=1).astype(np.int64)
 
 
 def companions(ra_deg: npt.ArrayLike, dec_deg: npt.ArrayLike, *, radius_arcsec: float = COMPANION_ARCSEC) -> Ints:
@@ -95,17 +65,22 @@ def local_samples(values: Floats, offsets: npt.NDArray[np.floating], weights: Fl
 
     `offsets` (N, k, D): neighbour minus query. The row's weighted mean is then the local-linear fit at the query.
     """
-    mean_offset = (weights[:, None] @ offsets).astype(np.float64)  # (N, 1, D)
-    mean_value = (weights * values).sum(axis=1, keepdims=True)
-    centred = (offsets - mean_offset).astype(np.float32)
-    scaled = (centred * np.sqrt(weights)[:, :, None]).astype(np.float32)
-    matrix = (scaled.transpose(0, 2, 1) @ scaled).astype(np.float64)  # (N, D, D)
-    right = scaled.transpose(0, 2, 1) @ (np.sqrt(weights) * (values - mean_value))[:, :, None]
-    dim = matrix.shape[1]
-    diagonal = np.arange(dim)
+    offsets, share = offsets.astype(np.float32, copy=False), weights.astype(np.float32)
+    root = np.sqrt(share)
+    scaled = offsets - share[:, None] @ offsets
+    scaled *= root[:, :, None]
+    centred = (values - (weights * values).sum(axis=1, keepdims=True)).astype(np.float32)
+    turned, right = scaled.transpose(0, 2, 1), (root * centred)[:, :, None]
+    k, dim = scaled.shape[1:]
+    # (S'S + r)^-1 S' = S' (SS' + r)^-1: the smaller of the two systems
+    matrix = (scaled @ turned if k < dim else turned @ scaled).astype(np.float64)
+    diagonal = np.arange(min(k, dim))
     trace = matrix[:, diagonal, diagonal].sum(axis=1)
     matrix[:, diagonal, diagonal] += (RIDGE * trace / dim + 1e-12)[:, None]
-    slope = np.linalg.solve(matrix, right)  # (N, D, 1)
+    if k < dim:
+        slope = turned @ np.linalg.solve(matrix, right).astype(np.float32)
+    else:
+        slope = np.linalg.solve(matrix, turned @ right).astype(np.float32)  # (N, D, 1)
     moved = values - (offsets @ slope)[:, :, 0]
     return np.clip(moved, values.min(axis=1, keepdims=True), values.max(axis=1, keepdims=True))
 
@@ -138,18 +113,19 @@ def smoothed_pdf(edges: Floats, samples: Floats, weights: Floats, width: Floats)
     from scipy.ndimage import gaussian_filter1d
 
     step, bins, n = log_step(edges), len(edges) - 1, len(samples)
-    position = np.clip((samples - np.log1p(edges[0])) / step - 0.5, 0, bins - 1)
-    left = np.minimum(position.astype(np.int64), bins - 2)
-    share = position - left
-    flat = np.arange(n)[:, None] * bins + left
-    mass = np.bincount(flat.ravel(), (weights * (1 - share)).ravel(), minlength=n * bins)
-    mass += np.bincount((flat + 1).ravel(), (weights * share).ravel(), minlength=n * bins)
-    mass = mass.reshape(n, bins)
     classes = np.round(np.log(np.maximum(width / step, 0.3)) / np.log(1.15)).astype(np.int64)
-    for value in np.unique(classes):
-        rows = classes == value
-        mass[rows] = gaussian_filter1d(mass[rows], 1.15**value, axis=1, mode="reflect")
-    return Pdf.from_mass(edges, np.maximum(mass, 0))
+    order = np.argsort(classes, kind="stable")  # rows of a class lie together
+    position = np.clip((samples[order] - np.log1p(edges[0])) / step - 0.5, 0, bins - 1)
+    left = np.minimum(position.astype(np.int64), bins - 2)
+    upper = (position - left) * weights[order]
+    flat = (np.arange(n)[:, None] * bins + left).ravel()
+    both = np.concatenate([(weights[order] - upper).ravel(), upper.ravel()])
+    mass = np.bincount(np.concatenate([flat, flat + 1]), both, minlength=n * bins).reshape(n, bins)
+    out = np.empty_like(mass)
+    values, starts = np.unique(classes[order], return_index=True)
+    for value, rows in zip(values, map(slice, starts, [*starts[1:], n]), strict=True):
+        out[order[rows]] = gaussian_filter1d(mass[rows], 1.15**value, axis=1, mode="reflect")
+    return Pdf.from_mass(edges, np.maximum(out, 0, out=out))
 
 
 @dataclass(frozen=True)
@@ -174,10 +150,16 @@ class KnnRedshift:
     local_linear: bool
     smoothing: float
     floor: float
+    centres: npt.NDArray[np.float32] = field(default_factory=no_centres)  # of lists of the bank, as in `Bank`
+    probe: int = 0
+
+    @cached_property
+    def _search(self) -> Bank:
+        return Bank(self.bank, self.centres, self.probe)
 
     def _samples(self, queries: npt.ArrayLike, exclude: npt.ArrayLike | None) -> tuple[Floats, Floats, Ints, Floats]:
         points = np.asarray(queries, dtype=np.float32)
-        distance, rows = exact_neighbours(self.bank, points, self.k, exclude=exclude)
+        distance, rows = self._search.nearest(points, self.k, exclude=exclude)
         weights = kernel_weights(distance, self.weights[rows])
         samples = self.log1pz[rows]
         if self.local_linear:
@@ -185,7 +167,7 @@ class KnnRedshift:
         return samples, weights, rows, distance
 
     def predict(self, queries: npt.ArrayLike, *, exclude: npt.ArrayLike | None = None) -> KnnPrediction:
-        """Densities of `queries` (N, D); `exclude` as in `exact_neighbours`: a labelled source names itself there."""
+        """Densities of `queries` (N, D); `exclude` as in `Bank.nearest`: a labelled source names itself there."""
         points = np.asarray(queries, dtype=np.float32)
         if points.ndim != 2 or points.shape[1] != self.bank.shape[1] or not np.isfinite(points).all():
             raise BadInput(f"queries of shape {points.shape}: expected finite values (N, {self.bank.shape[1]})")
@@ -234,7 +216,8 @@ def fit_knn(
         raise BadInput(f"{len(bank)} labelled sources: expected at least {2 * NEIGHBOURS[0] + exclude.shape[1]}")
     rows = np.sort(np.random.default_rng(seed).permutation(len(bank))[:VALIDATION_ROWS])
     weigh = importance[rows] if importance[rows].any() else np.ones(len(rows))
-    distance, near = exact_neighbours(bank, bank[rows], max(sizes), exclude=exclude[rows])
+    search = fit_bank(bank, seed=seed)
+    distance, near = search.nearest(bank[rows], max(sizes), exclude=exclude[rows])
     one = np.ones(len(bank))
 
     def losses(k: int, linear: bool, weights: Floats) -> Floats:
@@ -257,7 +240,8 @@ def fit_knn(
     plain, shifted = tried[k, linear], losses(k, linear, importance)
     weighted = clearly_better(plain, shifted, weigh) if shift_weights is None else shift_weights
     floor = 0.25 * 1.4826 * weighted_quantile(shifted if weighted else plain, 0.5, weigh) + 1e-4
-    model = KnnRedshift(bank, log1pz, importance if weighted else one, edges, k, linear, 1.0, floor)
+    weights = importance if weighted else one
+    model = KnnRedshift(bank, log1pz, weights, edges, k, linear, 1.0, floor, search.centres, search.probe)
     scores = dict.fromkeys(SMOOTHING, 0.0)
     for start in range(0, len(rows), BLOCK):
         part = slice(start, start + BLOCK)

@@ -53,16 +53,17 @@ class Pdf:
     @classmethod
     def from_mass(cls, edges: Floats, mass: Floats) -> Pdf:
         """Normalise non-negative bin masses (N, G); a row without mass becomes uniform."""
-        total = mass.sum(axis=1, keepdims=True)
-        widths = np.diff(edges)
-        flat = widths / widths.sum()
-        return cls(edges, np.where(total > 0, mass / np.where(total > 0, total, 1), flat) / widths)
+        total, widths = mass.sum(axis=1, keepdims=True), np.diff(edges)
+        density = mass / (np.where(total > 0, total, 1) * widths)
+        density[total[:, 0] <= 0] = 1 / widths.sum()
+        return cls(edges, density)
 
     def cdf(self) -> Floats:
         """CDF at the edges, (N, G+1), from exactly 0 to exactly 1."""
-        cumulative = np.cumsum(self.density * self.widths, axis=1)
-        cumulative /= cumulative[:, -1:]
-        return np.concatenate([np.zeros((len(self), 1)), cumulative], axis=1)
+        out = np.zeros((len(self), len(self.edges)))
+        np.cumsum(self.density * self.widths, axis=1, out=out[:, 1:])
+        out /= out[:, -1:].copy()
+        return out
 
     def mean(self) -> Floats:
         """Posterior mean, (N,)."""

@@ -20,11 +20,11 @@ from redshelf.models import checkpoint as stored
 from redshelf.models.auxiliary import Auxiliary, Labels, Pretext, labels_for
 from redshelf.models.backbone import Backbone, visible
 from redshelf.models.bands import Band, State, named
+from redshelf.models.bank import exact_neighbours
 from redshelf.models.bins import WIDEST, bins_for
 from redshelf.models.contrastive import Contrastive
 from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput, nearest
-from redshelf.models.knn import exact_neighbours
 from redshelf.models.masked import MaskedAutoencoder
 from redshelf.models.metrics import bias, delta_z, outlier_fraction, sigma_mad
 from redshelf.models.photometry import Scaling, fit_scaling

@@ -194,7 +194,7 @@ class RedshelfKnnEstimator(CatEstimator):  # type: ignore[misc]
 
     def _process_chunk(self, start: int, end: int, data: Any, first: bool) -> None:
         pdf = self.model.predict(data)
-        answer = qp.Ensemble(qp.hist, data={"bins": pdf.edges, "pdfs": pdf.density})
+        answer = qp.Ensemble(qp.hist, data={"bins": pdf.edges, "pdfs": pdf.density, "norm": False, "warn": False})
         answer.set_ancil({"zmode": pdf.mode(), "zmedian": pdf.median(), "zmean": pdf.mean()})
         self._do_chunk_output(answer, start, end, first, data=data)
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from redshelf.models.boost import default_threads
 from redshelf.models.errors import BadInput
 from redshelf.models.ratio_space import Floats, fit_space, sampled
 from redshelf.models.shift import REFERENCE, ShiftWeights, weighed
+from redshelf.models.threads import default_threads
 
 FOLDS = 5
 ROUNDS = 100

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from redshelf.models.bank import exact_neighbours
 from redshelf.models.errors import BadInput
-from redshelf.models.knn import exact_neighbours
 from redshelf.models.ratio_space import Floats, fit_space, sampled
 from redshelf.models.shift import NEAREST, REFERENCE, ShiftWeights, weighed
 

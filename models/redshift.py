@@ -6,7 +6,7 @@ Labels answer for a target that they do not represent (covariate shift). `models
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
@@ -21,7 +21,7 @@ from redshelf.models.knn import KnnRedshift
 from redshelf.models.network import NetworkRedshift
 from redshelf.models.pdf import Pdf
 from redshelf.models.shift import ShiftWeights
-from redshelf.models.stored_parts import from_parts, missing, to_parts
+from redshelf.models.stored_parts import check_parts, from_parts, missing, to_parts
 from redshelf.models.support import Support, SupportAnswer
 from redshelf.models.validate import Blend, disagreement
 
@@ -93,9 +93,13 @@ class RedshiftModel:
 
     def members(self, x: Floats, label: Ints, wanted: frozenset[str], threads: int) -> tuple[dict[str, Pdf], Any, Any]:
         """Raw densities of kNN, the network and, where wanted, LightGBM; what kNN said; and what hides labels."""
+        return self._members(x, self.frame.transform(x), label, wanted, threads)
+
+    def _members(
+        self, x: Floats, space: npt.NDArray[np.float32], label: Ints, wanted: frozenset[str], threads: int
+    ) -> tuple[dict[str, Pdf], Any, Any]:
         # A query without a label hides nothing, and then no neighbour beyond k is searched.
         hidden = np.where(label[:, None] >= 0, self.companions[label], -1) if (label >= 0).any() else None
-        space = self.frame.transform(x)
         near = self.knn.predict(space, exclude=hidden)
         out = {"knn": near.pdf}
         if "lightgbm" in wanted:
@@ -105,12 +109,12 @@ class RedshiftModel:
 
     def _predict(self, x: Floats, label: Ints, estimator: str, threads: int) -> Prediction:
         wanted = frozenset(self.blend.members) if estimator == "blend" else frozenset({estimator})
-        members, near, hidden = self.members(x, label, wanted, threads)
+        space = self.frame.transform(x)
+        members, near, hidden = self._members(x, space, label, wanted, threads)
         pdf = self.blend.of(members) if estimator == "blend" else members[estimator]
         calibration = self.calibrations[estimator]
         pdf = calibration.recalibrated(pdf)
-        ratio = self.shift.at(self.frame.transform(x))
-        ratio = np.where(label >= 0, self.shift.weights[label], ratio)
+        ratio = np.where(label >= 0, self.shift.weights[label], self.shift.at(space))
         support = self.support.answer(
             self.frame.spaces(x)[self.support_space],
             pdf,
@@ -136,26 +140,28 @@ class RedshiftModel:
         """Arrays (for an .npz without pickle) and a JSON document that `from_arrays` takes back."""
         arrays, config = to_parts({part: getattr(self, part) for part in PARTS} | _calibration_parts(self.calibrations))
         arrays["companions"] = self.companions
-        config["support_space"], config["default_estimator"] = self.support_space, self.default_estimator
-        config["report"] = self.report
+        config |= {name: getattr(self, name) for name in DOCUMENTED}
         return arrays, json.loads(json.dumps(config, allow_nan=False))
+
+    @staticmethod
+    def check(names: Collection[str], config: Mapping[str, Any]) -> None:
+        """`BadInput` naming what `from_arrays` would miss among the `names` of the arrays and in the document."""
+        check_parts(_kinds(), names, config)
+        for name, holder in {"companions": names, **dict.fromkeys(DOCUMENTED, config)}.items():
+            if name not in holder:
+                raise missing(name)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], config: Mapping[str, Any]) -> Self:
         """The model that `to_arrays` wrote; `BadInput` naming what is missing."""
-        kinds = PARTS | _calibration_parts(dict.fromkeys(ESTIMATORS, Calibration))
-        parts = from_parts(kinds, arrays, config)
-        try:
-            return cls(
-                **{part: parts[part] for part in PARTS},
-                calibrations={name: parts[f"calibration-{name}"] for name in ESTIMATORS},
-                support_space=config["support_space"],
-                companions=arrays["companions"],
-                default_estimator=config["default_estimator"],
-                report=config["report"],
-            )
-        except KeyError as error:
-            raise missing(error) from error
+        cls.check(arrays.keys(), config)
+        parts = from_parts(_kinds(), arrays, config)
+        return cls(
+            **{part: parts[part] for part in PARTS},
+            calibrations={name: parts[f"calibration-{name}"] for name in ESTIMATORS},
+            companions=arrays["companions"],
+            **{name: config[name] for name in DOCUMENTED},
+        )
 
 
 PARTS: dict[str, Any] = {
@@ -167,6 +173,11 @@ PARTS: dict[str, Any] = {
     "support": Support,
     "shift": ShiftWeights,
 }
+DOCUMENTED = ("support_space", "default_estimator", "report")
+
+
+def _kinds() -> dict[str, Any]:
+    return PARTS | _calibration_parts(dict.fromkeys(ESTIMATORS, Calibration))
 
 
 def _calibration_parts(calibrations: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from redshelf.models.bank import exact_neighbours
 from redshelf.models.errors import BadInput
-from redshelf.models.knn import exact_neighbours
 from redshelf.models.metrics import effective_sample_size
 from redshelf.models.ratio_space import BLOCK_PAIRS, Floats, Ints, Space, counts_within, fit_space, sampled
 

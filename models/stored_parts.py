@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -31,8 +31,17 @@ def to_parts(parts: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
     return arrays, config
 
 
+def check_parts(kinds: Mapping[str, Any], names: Collection[str], config: Mapping[str, Any]) -> None:
+    """`BadInput` for the first field of `kinds` that is neither among the arrays' `names` nor in the document."""
+    for part, kind in kinds.items():
+        for name in (field.name for field in fields(kind)):
+            if f"{part}.{name}" not in names and name not in config.get(part, {}):
+                raise missing(f"{part}.{name}")
+
+
 def from_parts(kinds: Mapping[str, Any], arrays: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """What `to_parts` wrote, as `kinds` (the class of each name); `BadInput` naming what is missing."""
+    check_parts(kinds, arrays.keys(), config)
 
     def value(part: str, name: str) -> Any:
         if name == TEXTS:
@@ -40,12 +49,9 @@ def from_parts(kinds: Mapping[str, Any], arrays: Mapping[str, Any], config: Mapp
         found = arrays[f"{part}.{name}"] if f"{part}.{name}" in arrays else config[part][name]
         return tuple(found) if isinstance(found, list) else found
 
-    try:
-        return {part: kind(**{f.name: value(part, f.name) for f in fields(kind)}) for part, kind in kinds.items()}
-    except KeyError as error:
-        raise missing(error) from error
+    return {part: kind(**{f.name: value(part, f.name) for f in fields(kind)}) for part, kind in kinds.items()}
 
 
-def missing(error: KeyError) -> BadInput:
-    """What to say of a key that is not there."""
-    return BadInput(f"redshift model: {error} is missing; the files are damaged or of another version")
+def missing(name: str) -> BadInput:
+    """What to say of something that is not there."""
+    return BadInput(f"redshift model: {name!r} is missing; the files are damaged or of another version")

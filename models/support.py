@@ -2,7 +2,8 @@
 
 `distance_ratio` is the distance to the 5th labelled neighbour over the 99th percentile of the same among the labels.
 The space it is measured in is chosen on labelled magnitude hold-outs (bright labels answer for fainter ones), so the
-target's redshifts are never needed.
+target's redshifts are never needed. `labels_in_radius` counts the labels nearer than the source's 10th target: the
+local ratio of the two as a plain number.
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from redshelf.models.bank import exact_neighbours
 from redshelf.models.errors import BadInput
-from redshelf.models.knn import exact_neighbours, kernel_weights, local_samples, row_quantile
+from redshelf.models.knn import kernel_weights, local_samples, row_quantile
 from redshelf.models.pdf import Pdf
+from redshelf.models.ratio_space import sampled
 
 Floats = npt.NDArray[np.float64]
 NEIGHBOUR = 5
+RADIUS_TARGETS = 10  # of a sample as large as the labels: so many labels lie within, were they spread as the targets
+MOST_TARGETS = 10_000  # more would cost as much as the search for neighbours; of more labels more lie within
+MOST_COUNTED = 20  # labels: more than twice the targets say no more
+ITSELF = 1e-4  # of the unit distance: nearer, and a target is the source
 MIN_EFFECTIVE_NEIGHBOURS = 5.0
 LIMIT_QUANTILE = 0.995  # of the labels' redshifts
 MAX_BEYOND_LABELS = 0.5
@@ -28,7 +35,14 @@ MAX_MASS_AT_INFINITY = 0.05  # more, and a conformal interval of 95% is infinite
 # Bright fractions of the labels that answer for the rest; small ones too: mild cuts have too few bad answers to judge.
 HOLDOUT_CUTS = (0.2, 0.35, 0.5, 0.65, 0.8)
 HOLDOUT_NEIGHBOURS = 40
-NUMBERS = ("distance_ratio", "effective_neighbours", "beyond_labels", "disagreement", "mass_at_infinity")
+NUMBERS = (
+    "distance_ratio",
+    "labels_in_radius",
+    "effective_neighbours",
+    "beyond_labels",
+    "disagreement",
+    "mass_at_infinity",
+)
 REASONS = (
     "no labelled source is near: the distance ratio is above 1",
     "fewer than 5 effective labelled neighbours",
@@ -43,6 +57,7 @@ class SupportAnswer:
     """Support of N sources; `flags` (N, 5) bool marks which of `REASONS` hold, `in_support` (N,) where none does."""
 
     distance_ratio: Floats
+    labels_in_radius: Floats
     effective_neighbours: Floats
     beyond_labels: Floats
     disagreement: Floats
@@ -61,16 +76,27 @@ class SupportAnswer:
 
 @dataclass(frozen=True)
 class Support:
-    """Labelled positions `bank` (L, D) in the chosen space, what means ratio 1, and the limit of their redshifts."""
+    """Labelled positions `bank` (L, D) in the chosen space, what means ratio 1, the limit of their redshifts, and a
+    sample of the targets (T, D), T <= L."""
 
     bank: npt.NDArray[np.float32]
     unit_distance: float
     z_limit: float
+    targets: npt.NDArray[np.float32]
 
     def distance_ratio(self, points: npt.ArrayLike, *, exclude: npt.ArrayLike | None = None) -> Floats:
         """d_5 of `points` (N, D) over the 99th percentile of d_5 among the labels, (N,); `exclude` hides labels."""
         distance, _ = exact_neighbours(self.bank, points, NEIGHBOUR, exclude=exclude)
         return np.asarray(distance[:, -1] / self.unit_distance)
+
+    def radius(self, points: npt.ArrayLike) -> Floats:
+        """Distance (N,) of `points` (N, D) to their 10th nearest target, themselves left out; the farthest of fewer."""
+        if not len(self.targets):
+            return np.full(len(np.asarray(points)), np.nan)
+        k = min(RADIUS_TARGETS + 1, len(self.targets))
+        distance, _ = exact_neighbours(self.targets, points, k)
+        itself = distance[:, 0] < ITSELF * self.unit_distance
+        return np.asarray(distance[np.arange(len(distance)), np.minimum(RADIUS_TARGETS - 1 + itself, k - 1)])
 
     def answer(
         self,
@@ -86,12 +112,16 @@ class Support:
         """Support of `points` (N, D) with densities `pdf`; their labelled neighbours' weights (N, k) sum to 1.
 
         `disagreement` (N,) of the estimators, in dz; `mass_at_infinity` (N,) of the conformal distribution. `distances`
-        (N, k) of the neighbours spare a search where they were looked for in this space.
+        (N, k) of the neighbours spare a search where they were looked for in this space; then `labels_in_radius` is at
+        most k.
         """
-        if distances is not None and distances.shape[1] >= NEIGHBOUR:
-            ratio = distances[:, NEIGHBOUR - 1] / self.unit_distance
-        else:
-            ratio = self.distance_ratio(points, exclude=exclude)
+        if distances is None or distances.shape[1] < NEIGHBOUR:
+            spare = 0 if exclude is None else np.asarray(exclude).reshape(len(pdf), -1).shape[1]
+            counted = max(NEIGHBOUR, min(MOST_COUNTED, len(self.bank) - spare))
+            distances, _ = exact_neighbours(self.bank, points, counted, exclude=exclude)
+        ratio = distances[:, NEIGHBOUR - 1] / self.unit_distance
+        radius = self.radius(points)
+        within = (distances[:, :MOST_COUNTED] <= radius[:, None]).sum(axis=1)
         effective = 1 / (neighbour_weights**2).sum(axis=1)
         beyond = 1 - pdf.pit(np.full(len(pdf), self.z_limit))
         flags = np.column_stack(
@@ -103,11 +133,30 @@ class Support:
                 mass_at_infinity > MAX_MASS_AT_INFINITY,
             ]
         )
-        return SupportAnswer(ratio, effective, np.asarray(beyond), disagreement, mass_at_infinity, flags)
+        return SupportAnswer(
+            np.asarray(ratio),
+            np.where(np.isnan(radius), np.nan, within),
+            effective,
+            np.asarray(beyond),
+            disagreement,
+            mass_at_infinity,
+            flags,
+        )
 
 
-def fit_support(bank: npt.ArrayLike, z: npt.ArrayLike, *, exclude: npt.ArrayLike | None = None) -> Support:
-    """Support by labelled positions (L, D) with redshifts `z` (L,); `exclude` (L, m): each label and its companions."""
+def fit_support(
+    bank: npt.ArrayLike,
+    z: npt.ArrayLike,
+    *,
+    targets: npt.ArrayLike | None = None,
+    exclude: npt.ArrayLike | None = None,
+    seed: int = 0,
+) -> Support:
+    """Support by labelled positions (L, D) with redshifts `z` (L,); `exclude` (L, m): each label and its companions.
+
+    Of `targets` (M, D) a sample as large as the labels, and of 10,000 at most, tells `labels_in_radius`; without any
+    that is NaN.
+    """
     points = np.ascontiguousarray(bank, dtype=np.float32)
     hidden = np.arange(len(points)) if exclude is None else np.asarray(exclude)
     if points.ndim != 2 or len(points) != len(np.asarray(z)) or len(points) < 2 * NEIGHBOUR:
@@ -117,9 +166,10 @@ def fit_support(bank: npt.ArrayLike, z: npt.ArrayLike, *, exclude: npt.ArrayLike
     distance, _ = exact_neighbours(points, points, NEIGHBOUR, exclude=hidden)
     unit = float(np.quantile(distance[:, -1], 0.99))
     # Labels that all coincide support only themselves: any positive unit says so.
-    return Support(
-        points, unit if unit > 0 else 1e-12, float(np.quantile(np.asarray(z, dtype=np.float64), LIMIT_QUANTILE))
-    )
+    limit = float(np.quantile(np.asarray(z, dtype=np.float64), LIMIT_QUANTILE))
+    wanted = np.empty((0, points.shape[1])) if targets is None else np.asarray(targets)
+    sample = wanted[sampled(len(wanted), min(len(points), MOST_TARGETS), seed)]
+    return Support(points, unit if unit > 0 else 1e-12, limit, np.ascontiguousarray(sample, dtype=np.float32))
 
 
 def choose_space(

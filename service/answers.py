@@ -37,6 +37,7 @@ class EncoderAnswer(Answer):
 class RedshiftModelAnswer(Answer):
     encoder: str
     estimators: list[str]
+    fault: str | None = Field(None, description="why it does not answer, and what mends it; null where it does")
 
 
 class ShelfAnswer(Answer):
@@ -204,6 +205,10 @@ class Support(Answer):
     in_support: bool
     reasons: list[str]
     distance_ratio: float
+    labels_in_radius: float = Field(
+        description="of the 20 nearest labelled sources, how many are nearer than its 10th nearest target, of as many "
+        "targets as labels (at most 10,000): about 10 where labels are as common as targets, 0 where they are rare"
+    )
     effective_neighbours: float
     beyond_labels: float = Field(description="probability beyond the 99.5th percentile of the labelled redshifts")
     disagreement: float = Field(description="of nearest neighbours and network, |difference| / (1 + z)")

@@ -18,7 +18,7 @@ from redshelf.indexing.files import verify
 from redshelf.indexing.generation import Generation
 from redshelf.indexing.layout import Layout
 from redshelf.models.errors import RedshelfError
-from redshelf.service import contents
+from redshelf.service import contents, fits
 from redshelf.service.contents import Bar, Checking, Table
 
 Lines = Generator[str, None, None]
@@ -157,6 +157,26 @@ def _counts(shelf: Checking, rows: Mapping[Path, int], notes: list[str]) -> Line
             yield f"{line}: run `redshelf embed --encoder {encoder}`"
 
 
+def _redshifts(shelf: Checking, published: list[Generation], notes: list[str]) -> Lines:
+    """Fits that cannot be read, of the newest generation and the newest of each encoder, with the commands that mend
+    them; a note for those that are but in older generations."""
+    stored = fits.stored(shelf.layout)
+    newest = {fit.encoder: fit for fit in stored}
+    of = {fit.folder: one.number for one in published for fit in one.redshifts}
+    served = {fit.folder for one in published[-1:] for fit in one.redshifts}
+    for fit in stored:
+        name, last = fit.folder.name, newest[fit.encoder]
+        if f"redshift/{name}" in shelf.damaged:
+            continue
+        fault = fit.fault if f"redshift/{name}" in shelf.hashed else fit.damage
+        if fault and fit is last:
+            yield f"{fault}: {fits.again(fit.encoder)} and `redshelf publish`"
+        elif fault and name in served:
+            yield f"{fault}: run `redshelf publish`"
+        elif fault and name in of:
+            notes.append(f"{fault}: generation {of[name]} answers no redshifts by it")
+
+
 def _generations(layout: Layout, every: bool, found: Checked) -> list[Generation]:
     """The generations to check, oldest first; one that cannot be read is a fault."""
     known = generation.numbers(layout)
@@ -221,6 +241,7 @@ def check(root: Path, *, every: bool = False, progress: bool = False) -> Checked
                 label = f"{path.stem} (version {dataset.version})"
                 contents.content(shelf, Table(label, path, dataset, newest=False), gone)
         contents.columns(shelf, one, opened, gone)
+    shelf.told("redshift", _redshifts(shelf, published, found.notes))
     for folder in sorted(layout.models.glob("[!.]*")):
         if f"models/{folder.name}" not in damaged:
             shelf.told(f"models/{folder.name}", contents.model(folder))

@@ -58,6 +58,9 @@ FIELDS: dict[str, Field] = {
     "in_support": Field("whether labelled galaxies stand behind it", "meta.code.qual", type=pa.bool_()),
     "reasons": Field("what speaks against it", "meta.note", type=TEXT),
     "distance_ratio": Field("to the 5th labelled neighbour; above 1 no labelled source is near", "stat.value"),
+    "labels_in_radius": Field(
+        "labelled neighbours, of 20, nearer than the 10th target of as many as there are labels", "meta.number"
+    ),
     "effective_neighbours": Field("labelled", "meta.number"),
     "beyond_labels": Field("probability beyond the 99.5th percentile of the labelled redshifts", "stat.probability"),
     "disagreement": Field("of nearest neighbours and network, |difference| / (1 + z)", "stat.value"),

@@ -19,12 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from redshelf.indexing import ann, deletions, store
-from redshelf.indexing.files import read_json, write_bytes, write_json
-from redshelf.indexing.layout import Layout
+from redshelf.indexing.batches import Reader
+from redshelf.indexing.files import read_json, sha256, write_bytes, write_json
+from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.models.errors import BadInput, NotFound
+from redshelf.service import fits
 
 LABEL_KINDS = ("spec", "grism")
 NOT_GALAXIES = ("star", "agn")  # neither labels of galaxies nor given a photo-z
+Pair = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]  # of labels and of targets
 TARGET_ROWS = 50_000  # the shift weights see at most this many targets, drawn at random
 
 
@@ -110,17 +113,37 @@ def _names(spaces: Iterable[_Space]) -> tuple[str, ...]:
     return tuple(name for s in spaces for name in s.columns or [f"e{next(unnamed)}" for _ in range(s.index.dim)])
 
 
+def _selected_on(
+    layout: Layout, info: ShelfInfo, labelled: npt.NDArray[np.int64], target: npt.NDArray[np.int64]
+) -> tuple[Pair | None, Pair | None]:
+    """Colours, magnitude and masks (n, 2B) of labels and targets, and their magnitudes (n,), from the shelf's fluxes.
+
+    Labels were selected on them: weights fitted in an embedding that lost them are wrong. None without any flux.
+    """
+    from redshelf.models.photometry import features, fit_scaling, standardise, usable
+
+    rows = np.concatenate([labelled, target])
+    seen = Reader(layout, info, bands=info.band_names, needs=frozenset({"fluxes"})).photometry(rows)
+    if not usable(seen.state).any():
+        return None, None
+    scaling = fit_scaling(seen.flux_ujy, seen.flux_error_ujy, seen.state, bands=info.bands)
+    values = features(seen.flux_ujy, seen.state, scaling)
+    magnitude = values[:, scaling.names.index(scaling.bands[scaling.reference])]
+    observables = standardise(values, scaling)
+    n = len(labelled)
+    return (observables[:n], observables[n:]), (magnitude[:n], magnitude[n:])
+
+
 def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitReport:
     """Fit the four estimators on `encoder` (`NAME` or `NAME+NAME`) and store them under redshift/.
 
     Raises `NotFound` for an encoder that is not indexed or a shelf without labels, `BadInput` for too few labels.
     """
     from redshelf.models.fitting import fit_redshift
-    from redshelf.models.frame import is_magnitude
     from redshelf.models.redshift import ESTIMATORS
 
     layout = Layout(root)
-    layout.read_info()
+    info = layout.read_info()
     layout.refuse_open_update()
     parts = encoder.split("+")
     if len(set(parts)) != len(parts):
@@ -136,17 +159,9 @@ def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitRepo
     def features(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         return np.concatenate([s.index.take(rows).astype(np.float32) for s in spaces.values()], axis=1)
 
-    # weights fitted without the observables that labels were selected on are wrong (science.md H2)
-    observables = magnitude = None
-    if "photometry" not in parts and "photometry" in layout.encoders():
-        seen = _space(layout, "photometry")
-        labels = GalaxyLabels(labels.rows[seen.index.known[labels.rows]], labels.z[seen.index.known[labels.rows]])
-        targets = targets[seen.index.known[targets]]
-        observables = (
-            seen.index.take(labels.rows).astype(np.float64),
-            seen.index.take(targets).astype(np.float64),
-        )
-        magnitude = observables[0][:, [is_magnitude(name) for name in seen.columns or []].index(True)]
+    observables = magnitudes = None
+    if not any(space.columns for space in spaces.values()):
+        observables, magnitudes = _selected_on(layout, info, labels.rows, targets)
     positions = store.open_table(layout.sources).take(labels.rows, columns=["ra_deg", "dec_deg"])
     model = fit_redshift(
         features(labels.rows),
@@ -154,7 +169,7 @@ def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitRepo
         features(targets),
         names=_names(spaces.values()),
         observables=observables,
-        holdout_magnitude=magnitude,
+        magnitudes=magnitudes,
         sky=(positions["ra_deg"].to_numpy(), positions["dec_deg"].to_numpy()),
         seed=seed,
         threads=threads,
@@ -163,10 +178,11 @@ def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitRepo
     buffer = io.BytesIO()
     np.savez(buffer, label_rows=labels.rows, **arrays)  # type: ignore[arg-type]
     revisions = {name: space.revision for name, space in spaces.items()}
-    digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:12]
-    folder = layout.redshift / f"{encoder}.{'+'.join(revisions.values())}.{digest}"
-    if not (folder / "config.json").exists():  # the same fit again: what may be published stays as it is
-        write_bytes(folder / "model.npz", buffer.getvalue())
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    folder = layout.redshift / fits.name_of(encoder, revisions.values(), digest)
+    if not (folder / fits.MODEL).exists() or sha256(folder / fits.MODEL) != digest:
+        write_bytes(folder / fits.MODEL, buffer.getvalue())
+    if fits.read(folder).fault:  # else the same fit again: what may be published stays as it is
         document = {
             "encoder": encoder,
             "revisions": revisions,
@@ -179,5 +195,5 @@ def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitRepo
             "seed": seed,
             "model": config,
         }
-        write_json(folder / "config.json", document)
+        write_json(folder / fits.CONFIG, document)
     return FitReport(encoder, folder, len(labels.rows), len(targets), model.report)

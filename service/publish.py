@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,19 @@ import numpy.typing as npt
 from redshelf.indexing import ann, columns, deletions, generation, parts, store
 from redshelf.indexing.batches import photometry, photometry_columns
 from redshelf.indexing.columns import Columns
-from redshelf.indexing.files import alone, manifest, read_json
+from redshelf.indexing.files import alone, manifest
 from redshelf.indexing.generation import FileFacts, Generation, PublishedEncoder, PublishedEstimators, TableVersion
 from redshelf.indexing.layout import Layout
 from redshelf.models import checkpoint
 from redshelf.models.bands import State, flux_to_ab
 from redshelf.models.errors import BadInput, Conflict, NotFound, nearest
-from redshelf.service import selfquery
+from redshelf.service import fits, selfquery
 from redshelf.service.fit import NOT_GALAXIES, read_labels
+from redshelf.service.fits import StoredFit
 from redshelf.service.redshift import estimate
-from redshelf.service.shelf import open_encoder, open_redshift
+from redshelf.service.shelf import OpenEncoder, OpenRedshift, open_encoder, open_redshift
+
+ASKED = 16  # labels of a fit, and as many other sources, of every estimator before it is published
 
 
 def _published_encoders(layout: Layout) -> list[PublishedEncoder]:
@@ -68,45 +70,40 @@ def weights_of(provenance: dict[str, Any]) -> str:
     return f"fitted on {provenance['fitted_on']}" if "fitted_on" in provenance else "unknown"
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """A fit on the published revisions: what the generation says of it, and its config."""
-
-    published: PublishedEstimators
-    config: dict[str, Any]
-
-
-def _published_redshifts(layout: Layout, encoders: Iterable[PublishedEncoder]) -> list[_Fit]:
+def _published_redshifts(layout: Layout, encoders: Iterable[PublishedEncoder]) -> list[StoredFit]:
     """The newest fit of each encoder, on the published revisions and the labels as they are.
 
-    `Conflict` where there are fits, and every one was made with other labels.
+    `Conflict` where there are fits, and every one was made with other labels; and for one that is damaged or that this
+    redshelf cannot read: it is asked for, and would answer nothing.
     """
     revisions = {e.name: e.revision for e in encoders}
     labels = read_labels(layout).digest if store.count_rows(layout.labels) else None
-    newest: dict[str, _Fit] = {}
+    newest: dict[str, StoredFit] = {}
     stale = set()
-    for path in layout.redshift.glob("*/config.json"):
-        config = read_json(path)
-        if any(revisions.get(name) != revision for name, revision in config["revisions"].items()):
+    for found in fits.stored(layout):
+        if any(revisions.get(name) != revision for name, revision in found.revisions.items()):
             continue
-        encoder = config["encoder"]
-        if config["labels_sha256"] != labels:
-            stale.add(encoder)
-        elif encoder not in newest or config["created"] > newest[encoder].config["created"]:
-            facts = PublishedEstimators(encoder=encoder, folder=path.parent.name, estimators=config["estimators"])
-            newest[encoder] = _Fit(facts, config)
+        if found.made_with(labels):
+            newest[found.encoder] = found
+        else:
+            stale.add(found.encoder)
     if stale and not newest:
-        again = ", ".join(f"`redshelf fit --encoder {name}`" for name in sorted(stale))
-        raise Conflict(f"the labels have changed since the redshifts were fitted: run {again}")
+        raise Conflict(f"the labels have changed since the redshifts were fitted: {fits.again(*stale)}")
+    damaged = {name: damage for name in sorted(newest) if (damage := newest[name].damage)}
+    if damaged:
+        raise Conflict(f"{'; '.join(damaged.values())}: {fits.again(*damaged)}")
     return [newest[name] for name in sorted(newest)]
 
 
-def _best(fits: list[_Fit], estimator: str | None) -> tuple[_Fit, str] | None:
+def _best(found: list[StoredFit], estimator: str | None) -> tuple[StoredFit, str] | None:
     """The fit and estimator to answer by default: of each fit its own choice (or `estimator`), the best score of those.
 
-    Scores are weighted to the target on held-out labels.
+    Scores compare where they are of one kind. A rehearsed fit was scored on the faint half of its labels, any other one
+    on all of them, weighted to the target: an easier task, which says nothing of sources that are fainter than the
+    labels. Where one was rehearsed the target is such, and the rehearsed ones alone are compared.
     """
-    choices = [(fit, estimator or fit.config["model"]["default_estimator"]) for fit in fits]
+    rehearsed = [fit for fit in found if fit.config["model"]["report"]["rehearsal"]]
+    choices = [(fit, estimator or fit.config["model"]["default_estimator"]) for fit in rehearsed or found]
     known = [(fit, name) for fit, name in choices if name in fit.config["scores"]]
     return min(known, key=lambda choice: choice[0].config["scores"][choice[1]]) if known else None
 
@@ -168,15 +165,9 @@ def _columns(bands: tuple[str, ...], sources: Any, labels: Any | None, deleted: 
     }
 
 
-def _z_phot(
-    layout: Layout, encoders: list[PublishedEncoder], fit: PublishedEstimators, estimator: str, known: Columns
-) -> npt.NDArray[np.float32]:
+def _z_phot(opened: OpenRedshift, estimator: str, known: Columns) -> npt.NDArray[np.float32]:
     """Median redshift of every source, labelled ones leave-one-out; NaN for stars, AGN, masked, deleted ones. (N,)"""
-    needed = fit.encoder.split("+")
-    rows, deleted = len(known["ids"]), known["deleted"]
-    chosen = {e.name: open_encoder(layout, e, rows=rows, deleted=deleted) for e in encoders if e.name in needed}
-    opened = open_redshift(layout, fit, chosen)
-    z = np.full(rows, np.nan, dtype=np.float32)
+    z = np.full(len(known["ids"]), np.nan, dtype=np.float32)
     refused = np.isin(known["object_class"], [columns.CLASSES.index(name) for name in NOT_GALAXIES]) | (
         (known["flags"] & store.FLAG_MASKED) != 0
     )
@@ -188,22 +179,37 @@ def _z_phot(
     return z
 
 
-def _ask_indexes(layout: Layout, encoders: list[PublishedEncoder], tables: dict[str, Any], known: Columns) -> None:
+def _ask_indexes(opened: Iterable[OpenEncoder], tables: dict[str, Any]) -> None:
     """`Conflict` where vectors of an embedding do not find themselves by its index."""
-    told: dict[str, Any] = {"rows": len(known["ids"]), "deleted": known["deleted"]}
-    for e in encoders:
+    for e in opened:
 
         def stored(rows: npt.NDArray[np.int64], table: Any = tables[f"embeddings.{e.name}"]) -> Any:
             return store.list_values(table.take(rows, columns=["vector"])["vector"])
 
-        selfquery.require(e.name, e.revision, open_encoder(layout, e, **told).index, stored=stored)
+        selfquery.require(e.name, e.published.revision, e.index, stored=stored)
+
+
+def _ask_fit(opened: OpenRedshift) -> None:
+    """`Conflict` where an estimator of a fit, the default one or another, does not answer for labels and for others."""
+    fit, others = opened.published, opened.known(np.arange(len(opened.parts[0].index.known)))
+    others[opened.label_rows] = False
+    rows = np.concatenate([opened.label_rows[:ASKED], np.flatnonzero(others)[:ASKED]])
+    for estimator in fit.estimators:
+        try:
+            point = estimate(opened, rows, estimator=estimator).point
+            wrong = "" if np.isfinite(point).all() else f"answers {point[~np.isfinite(point)][0]}"
+        except Exception as error:  # LightGBM has its own
+            wrong = f"does not answer ({error})"
+        if wrong:
+            raise Conflict(f"redshift/{fit.folder}: its {estimator} {wrong}: {fits.again(fit.encoder)}")
 
 
 def publish(root: Path, *, default_encoder: str | None = None, default_estimator: str | None = None) -> Generation:
     """Write the next generation of the shelf and return it.
 
     Raises `NotFound` for a default that is not on the shelf, `Conflict` for another publish at the same time, an index
-    that is older than its embedding, or one by which vectors do not find themselves.
+    that is older than its embedding, or one by which vectors do not find themselves, and a fit that cannot be read
+    or of which an estimator does not answer.
     """
     layout = Layout(root)
     layout.read_info()
@@ -219,14 +225,18 @@ def _publish(layout: Layout, default_encoder: str | None, default_estimator: str
     if not encoders:
         raise NotFound(f"nothing to publish on {layout.root}: no encoder is embedded and indexed")
     names = [e.name for e in encoders]
-    fits = _published_redshifts(layout, encoders)
+    fitted = _published_redshifts(layout, encoders)
+    redshifts = {
+        f.encoder: PublishedEstimators(encoder=f.encoder, folder=f.folder.name, estimators=f.config["estimators"])
+        for f in fitted
+    }
     if default_encoder is None:
-        fitted = {name for fit in fits for name in fit.published.encoder.split("+")}
-        with_pixels = [e.name for e in encoders if e.name in fitted and "pixels" in e.needs]
+        used = {name for fit in fitted for name in fit.revisions}
+        with_pixels = [e.name for e in encoders if e.name in used and "pixels" in e.needs]
         default_encoder = next(iter([*with_pixels, *(n for n in names if n == "photometry"), *names]))
     if default_encoder not in names:
         raise NotFound(f"no indexed encoder {default_encoder!r}; {nearest(default_encoder, names)}")
-    best = _best(fits, default_estimator)
+    best = _best(fitted, default_estimator)
     if default_estimator is not None and best is None:
         raise BadInput(f"no fit on this shelf has an estimator {default_estimator!r}")
     paths = {name: layout.table(name) for name in ("sources", "labels", "deleted", "cutouts")}
@@ -234,10 +244,14 @@ def _publish(layout: Layout, default_encoder: str | None, default_estimator: str
     tables = {name: store.open_table(path) for name, path in paths.items() if store.count_rows(path)}
     number = max(generation.numbers(layout), default=0) + 1
     known = _columns(layout.read_info().band_names, tables["sources"], tables.get("labels"), ~deletions.live(layout))
-    _ask_indexes(layout, encoders, tables, known)
+    opened = {e.name: open_encoder(layout, e, rows=len(known["ids"]), deleted=known["deleted"]) for e in encoders}
+    _ask_indexes(opened.values(), tables)
     z_phot = np.full(len(known["ids"]), np.nan, dtype=np.float32)
-    if best is not None:
-        z_phot = _z_phot(layout, encoders, best[0].published, best[1], known)
+    for name, published in redshifts.items():
+        answering = open_redshift(layout, published, opened)
+        _ask_fit(answering)
+        if best is not None and name == best[0].encoder:
+            z_phot = _z_phot(answering, best[1], known)
     columns.write(layout.columns(number), {**known, "z_phot": z_phot})
     files = [layout.info_file, layout.columns(number)]
     for name, dataset in tables.items():
@@ -247,15 +261,15 @@ def _publish(layout: Layout, default_encoder: str | None, default_estimator: str
         index = layout.index(e.name, e.revision, len(known["ids"]))
         files += [layout.model(e.name, e.revision), index / ann.MANIFEST]
         files += [index / name for name in ann.read_manifest(index)["files"]]
-    files += [layout.redshift / fit.published.folder for fit in fits]
+    files += [fit.folder for fit in fitted]
     written = Generation(
         number=number,
         created=time.time(),
         tables={n: TableVersion(version=d.version, rows=d.count_rows()) for n, d in tables.items()},
         encoders=encoders,
-        redshifts=[fit.published for fit in fits],
+        redshifts=list(redshifts.values()),
         default_encoder=default_encoder,
-        default_redshift=best[0].published.encoder if best else None,
+        default_redshift=best[0].encoder if best else None,
         default_estimator=best[1] if best else None,
         files={name: FileFacts(**facts) for name, facts in manifest(layout.root, files).items()},
     )

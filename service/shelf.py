@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from redshelf.indexing import ann, columns, generation, store
-from redshelf.indexing.files import read_json, verify
+from redshelf.indexing.files import verify
 from redshelf.indexing.filters import Filters, row_mask
 from redshelf.indexing.generation import Generation, PublishedEncoder, PublishedEstimators
 from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.models.errors import BadInput, Conflict, NotFound, nearest
+from redshelf.service import fits
 
 if TYPE_CHECKING:
     from redshelf.models.encoder import StoredEncoder
@@ -108,6 +109,7 @@ class OpenShelf:
     columns: columns.Columns
     encoders: dict[str, OpenEncoder]
     redshifts: dict[str, OpenRedshift]
+    unreadable: dict[str, str] = field(default_factory=dict)  # {encoder: why its published fit is not open}
 
     def __len__(self) -> int:
         """Rows, deleted ones counted."""
@@ -122,23 +124,32 @@ class OpenShelf:
         """A published encoder, the default one by default; `NotFound` naming those there are."""
         wanted = name or self.generation.default_encoder
         if wanted not in self.encoders:
-            fit = " (that is a redshift fit, not a space to search in)" if wanted in self.redshifts else ""
+            fit = (
+                " (that is a redshift fit, not a space to search in)"
+                if wanted in {**self.redshifts, **self.unreadable}
+                else ""
+            )
             raise NotFound(f"no encoder {wanted!r} is published here{fit}; {nearest(wanted, self.encoders)}")
         return self.encoders[wanted]
 
     def redshift(self, name: str | None = None) -> OpenRedshift:
-        """A published fit by the name of its encoder (`vit`, `vit+photometry`), the default one by default."""
+        """A published fit by the name of its encoder (`vit`, `vit+photometry`), the default one by default.
+
+        `NotFound` naming those there are, `Conflict` for one that this redshelf cannot read.
+        """
         # an unescaped + of a URL arrives as a space, which no name holds
         wanted = name.replace(" ", "+") if name else self.generation.default_redshift
         if wanted is None:
             raise NotFound("no redshift estimator is published here; run `redshelf fit` and `redshelf publish`")
+        if wanted in self.unreadable:
+            raise Conflict(self.unreadable[wanted])
         if wanted not in self.redshifts:
             fit = (
                 f"run `redshelf fit --encoder {wanted}` and publish, or take another: "
                 if wanted in self.encoders
                 else ""
             )
-            known = nearest(wanted, self.redshifts)
+            known = nearest(wanted, {**self.redshifts, **self.unreadable})
             raise NotFound(f"no redshift estimator on encoder {wanted!r} is published here; {fit}{known}")
         return self.redshifts[wanted]
 
@@ -205,19 +216,20 @@ def open_encoder(layout: Layout, facts: PublishedEncoder, *, rows: int, deleted:
 
 
 def open_redshift(layout: Layout, fit: PublishedEstimators, encoders: Mapping[str, OpenEncoder]) -> OpenRedshift:
-    """One fit on encoders that are open, of which it takes those it names."""
+    """One fit on encoders that are open, of which it takes those it names.
+
+    `Conflict` naming the fit and the commands that mend it, where another version of redshelf has made it.
+    """
     from redshelf.models.redshift import RedshiftModel
 
     folder = layout.redshift / fit.folder
-    with np.load(folder / "model.npz", allow_pickle=False) as stored:
+    found = fits.read(folder)
+    if found.fault:
+        raise Conflict(f"{found.fault}: {fits.again(fit.encoder)} and `redshelf publish`")
+    with np.load(folder / fits.MODEL, allow_pickle=False) as stored:
         arrays = dict(stored)
-    config = read_json(folder / "config.json")
-    label_rows = arrays.pop("label_rows")
-    try:
-        model = RedshiftModel.from_arrays(arrays, config["model"])
-    except BadInput as error:
-        again = f"run `redshelf fit --encoder {fit.encoder}` and `redshelf publish`"
-        raise BadInput(f"{folder}: {error}: {again}") from error
+    label_rows = arrays.pop(fits.LABEL_ROWS)
+    model = RedshiftModel.from_arrays(arrays, found.config["model"])
     return OpenRedshift(fit, tuple(encoders[name] for name in fit.encoder.split("+")), model, label_rows)
 
 
@@ -244,7 +256,8 @@ def open_shelf(
     """Open a generation, the newest by default; with `encoders` these alone, and the fits on them.
 
     Models, indexes and columns are compared with the generation by sha256, Lance files by size; any difference is
-    `Conflict`, and nothing is served from it. Without `hashes` only sizes are compared.
+    `Conflict`, and nothing is served from it. Without `hashes` only sizes are compared. A fit that another version of
+    redshelf has made does not keep the rest from opening: it is `unreadable`.
     """
     layout = Layout(root)
     info = layout.read_info()
@@ -260,5 +273,10 @@ def open_shelf(
     opened = columns.open_columns(layout.columns(published.number))
     told: dict[str, Any] = {"rows": published.tables["sources"].rows, "deleted": opened["deleted"]}
     open_encoders = {facts.name: open_encoder(layout, facts, **told) for facts in published.encoders}
-    redshifts = {fit.encoder: open_redshift(layout, fit, open_encoders) for fit in published.redshifts}
-    return OpenShelf(layout, info, published, opened, open_encoders, redshifts)
+    redshifts, unreadable = {}, {}
+    for fit in published.redshifts:
+        try:
+            redshifts[fit.encoder] = open_redshift(layout, fit, open_encoders)
+        except Conflict as error:  # the generation is whole, and all else of it is served
+            unreadable[fit.encoder] = str(error)
+    return OpenShelf(layout, info, published, opened, open_encoders, redshifts, unreadable)

@@ -105,7 +105,10 @@ def describe(shelf: OpenShelf, settings: Settings) -> ShelfAnswer:
             )
             for encoder in shelf.encoders.values()
         ],
-        redshifts=[RedshiftModelAnswer(encoder=f.encoder, estimators=f.estimators) for f in published.redshifts],
+        redshifts=[
+            RedshiftModelAnswer(encoder=f.encoder, estimators=f.estimators, fault=shelf.unreadable.get(f.encoder))
+            for f in published.redshifts
+        ],
         default_encoder=published.default_encoder,
         default_redshift=published.default_redshift,
         default_estimator=published.default_estimator,

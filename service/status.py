@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from redshelf.indexing import ann, assembly, cutting, generation, outputs, partition, slurm, store
-from redshelf.indexing.files import read_json
 from redshelf.indexing.jobs import Job
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.parts import done_parts, read_receipt
 from redshelf.models.errors import BadInput, NotFound
+from redshelf.service import fits
 from redshelf.service.fit import read_labels
+from redshelf.service.fits import StoredFit
 
 
 @dataclass(frozen=True)
 class EncoderStatus:
     """One revision of an encoder: rows embedded, recall of its index (None: not indexed), and the fits that use it and
-    were made with the labels as they are."""
+    were made with the labels as they are and can be read."""
 
     name: str
     revision: str
@@ -66,21 +67,40 @@ class Status:
     missing: list[str]  # each with the command that makes it
 
 
-def _fits(configs: list[dict[str, Any]], name: str, revision: str) -> list[str]:
-    return sorted({c["encoder"] for c in configs if c["revisions"].get(name) == revision})
+def _fits(usable: list[StoredFit], name: str, revision: str) -> list[str]:
+    return sorted({fit.encoder for fit in usable if fit.revisions.get(name) == revision})
 
 
-def _encoders(layout: Layout) -> list[EncoderStatus]:
+def _unreadable(layout: Layout, stored: list[StoredFit]) -> list[str]:
+    """A line for each fit, the newest of its encoder, that another version of redshelf has made, and for one that is
+    published while a newer one can be read."""
+    newest = {fit.encoder: fit for fit in stored}
+    lines = [
+        f"a fit on {fit.encoder} that can be read: {fits.again(fit.encoder)} and `redshelf publish` ({fit.fault})"
+        for fit in newest.values()
+        if fit.fault
+    ]
+    with suppress(NotFound, BadInput):  # nothing is published; or `check` says what is wrong with it
+        one = generation.read(layout)
+        for folder in (fit.folder for fit in one.redshifts):
+            lines += [
+                f"a generation whose fit on {fit.encoder} can be read: run `redshelf publish` ({fit.fault})"
+                for fit in stored
+                if fit.folder.name == folder and fit.fault and not newest[fit.encoder].fault
+            ]
+    return lines
+
+
+def _encoders(layout: Layout, stored: list[StoredFit]) -> list[EncoderStatus]:
     found = []
     labels = read_labels(layout).digest if store.count_rows(layout.labels) else None
-    configs = [read_json(path) for path in sorted(layout.redshift.glob("*/config.json"))]
-    configs = [config for config in configs if config["labels_sha256"] == labels]
+    usable = [fit for fit in stored if fit.made_with(labels) and not fit.fault]
     for name, revisions in layout.encoders().items():
         for revision in revisions:
             embedded = store.count_rows(layout.embeddings(name, revision))
             index = layout.index(name, revision, embedded)
             recall = ann.read_manifest(index)["recall"]["value"] if (index / ann.MANIFEST).is_file() else None
-            found.append(EncoderStatus(name, revision, embedded, recall, _fits(configs, name, revision)))
+            found.append(EncoderStatus(name, revision, embedded, recall, _fits(usable, name, revision)))
     return found
 
 
@@ -209,7 +229,8 @@ def status(root: Path) -> Status:
     rows, labels, cutouts, deleted = (
         store.count_rows(path) for path in (layout.sources, layout.labels, layout.cutouts, layout.deleted)
     )
-    encoders, published = _encoders(layout), generation.numbers(layout)
+    stored, published = fits.stored(layout), generation.numbers(layout)
+    encoders = _encoders(layout, stored)
     plans, damaged = progress(layout)
     return Status(
         survey=info.survey,
@@ -225,5 +246,5 @@ def status(root: Path) -> Status:
         embedding=plans,
         indexing=_indexing(layout),
         outputs=[_output(plan) for plan in outputs.open_plans(layout)],
-        missing=_missing(layout, encoders, plans, rows, labels, published) + damaged,
+        missing=_missing(layout, encoders, plans, rows, labels, published) + _unreadable(layout, stored) + damaged,
     )

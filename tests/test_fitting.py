@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from redshelf.models import metrics
+from redshelf.models.errors import BadInput
 from redshelf.models.fitting import fit_redshift
 
 FULL_TRAINING = True  # of the networks: see conftest
@@ -49,6 +50,18 @@ def test_a_target_fainter_than_the_labels_is_answered_where_colours_support_it(b
     assert inside.mean() > 0.3
     scores = metrics.summary(answer.point[inside], truth[inside])
     assert abs(scores["bias"]) < 0.02 and scores["sigma_mad"] < 0.04
+
+
+def test_features_without_a_magnitude_are_rehearsed_by_the_magnitudes_given():
+    (x, z), (target, _) = survey(420, 4, 18, 21), survey(600, 5, 21, 22)
+    mix = np.random.default_rng(6).normal(size=(3, 8))
+    names = tuple(f"e{n}" for n in range(8))
+    told = {"observables": (x, target), "magnitudes": (x[:, 2], target[:, 2])}
+    model = fit_redshift(x @ mix, z, target @ mix, names=names, threads=1, **told)
+    assert set(model.report["rehearsal"]) == {"nothing"} and model.frame.left_out == ()
+    np.testing.assert_array_equal(model.shift.reference_weights, 1)
+    with pytest.raises(BadInput, match=r"magnitudes of shapes \(420,\), \(1,\): expected finite ones, \(420\)"):
+        fit_redshift(x @ mix, z, target @ mix, names=names, magnitudes=(x[:, 2], target[:1, 2]))
 
 
 def test_a_target_as_bright_as_the_labels_is_not_rehearsed():

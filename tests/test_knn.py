@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from redshelf.models import metrics
+from redshelf.models.bank import exact_neighbours
 from redshelf.models.errors import BadInput
 from redshelf.models.knn import (
     KnnRedshift,
     companions,
-    exact_neighbours,
     fit_knn,
     kernel_weights,
     local_samples,

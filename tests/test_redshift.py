@@ -141,9 +141,8 @@ def test_an_embedding_alone_weighs_by_the_observables_given():
     rng = np.random.default_rng(8)
     mix = rng.normal(size=(5, 12))
     names = EMBEDDING[:12]
-    model = fit_redshift(
-        x @ mix, z, target @ mix, names=names, observables=(x[:, :4], target[:, :4]), holdout_magnitude=x[:, 3]
-    )
+    seen = {"observables": (x[:, :4], target[:, :4]), "magnitudes": (x[:, 3], target[:, 3])}
+    model = fit_redshift(x @ mix, z, target @ mix, names=names, **seen)
     assert model.support_space == "embedding"
     assert not model.shift.is_null
     assert model.predict(target @ mix).support.in_support.shape == (600,)

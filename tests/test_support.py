@@ -52,6 +52,36 @@ def test_each_reason_is_said_in_words_and_only_where_it_holds():
     np.testing.assert_allclose(answer.beyond_labels, [0, 0, 0, 1, 0, 0], atol=1e-12)
 
 
+def asked(support, points, **options):
+    n, zero = len(points), np.zeros(len(points))
+    told = {"disagreement": zero, "mass_at_infinity": zero, **options}
+    return support.answer(points, narrow(np.full(n, 0.5)), np.full((n, 20), 1 / 20), **told).labels_in_radius
+
+
+def test_labels_nearer_than_the_tenth_target_are_counted_to_twenty():
+    rng = np.random.default_rng(4)
+    labels, targets = rng.normal(size=(400, 3)), rng.normal(0.7, 1.3, size=(400, 3))
+    support = fit_support(labels, rng.random(400), targets=targets)
+    points = rng.normal(size=(50, 3))
+    radius = np.sort(np.linalg.norm(points[:, None] - targets, axis=2), axis=1)[:, 9]
+    expected = (np.linalg.norm(points[:, None] - labels, axis=2) <= radius[:, None]).sum(axis=1)
+    assert expected.min() < 10 and expected.max() > 20
+    np.testing.assert_array_equal(asked(support, points), np.minimum(expected, 20))
+    near = np.sort(np.linalg.norm(points[:, None] - labels, axis=2), axis=1)
+    np.testing.assert_array_equal(asked(support, points, distances=near[:, :10]), np.minimum(expected, 10))
+
+
+def test_a_source_among_labels_and_targets_counts_as_neither():
+    x = np.random.default_rng(5).normal(size=(300, 2))
+    support = fit_support(x, np.linspace(0, 1, 300), targets=x)
+    np.testing.assert_array_equal(asked(support, x, exclude=np.arange(300)), 10)
+
+
+def test_without_targets_labels_within_the_radius_are_not_known():
+    x = np.random.default_rng(6).normal(size=(60, 2))
+    assert np.isnan(asked(fit_support(x, np.linspace(0, 1, 60)), x[:3])).all()
+
+
 def test_labels_that_coincide_support_only_themselves():
     support = fit_support(np.zeros((50, 2)), np.linspace(0, 1, 50))
     ratio = support.distance_ratio(np.array([[0.0, 0.0], [0.1, 0.0]]))
