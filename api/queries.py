@@ -232,6 +232,7 @@ async def _shelf(request: Request) -> OpenShelf:
 async def _served(request: Request) -> OpenShelf:
     """The same, whatever the request names: the Virtual Observatory ignores parameters that it does not know."""
     shelf: OpenShelf = getattr(request.state, "shelf", None) or serving_of(request).current
+    request.state.generation = shelf.generation.number  # for the log
     return shelf
 
 

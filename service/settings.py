@@ -16,7 +16,7 @@ from redshelf.models.errors import BadInput, nearest
 
 PREFIX = "REDSHELF_"
 # where the settings are; a client's key; where tests find the real files; how often they repeat themselves
-NOT_SETTINGS = {"REDSHELF_SETTINGS", "REDSHELF_API_KEY", "REDSHELF_DATA", "REDSHELF_TORTURE"}
+NOT_SETTINGS = {"REDSHELF_SETTINGS", "REDSHELF_KEY", "REDSHELF_DATA", "REDSHELF_TORTURE"}
 
 
 class Settings(BaseModel):
