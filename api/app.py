@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,14 +21,30 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
+from starlette.middleware.cors import CORSMiddleware
 
-from redshelf.api import browse, cone, datalink, explore, neighbours, operations, problems, redshifts, sources
+from redshelf.api import (
+    browse,
+    cone,
+    connections,
+    datalink,
+    explore,
+    login,
+    neighbours,
+    observability,
+    operations,
+    problems,
+    redshifts,
+    security,
+    sources,
+)
+from redshelf.api.envelope import Envelope
 from redshelf.api.queries import PROBLEMS
 from redshelf.models.errors import Conflict
+from redshelf.service import keys
 from redshelf.service.serving import Serving, open_checked
 from redshelf.service.settings import Settings, environment, load
 
-BODY_MARGIN_BYTES = 16 << 10  # the multipart headers and small fields around an upload
 SILENT_S = 60  # after which a worker is taken for hung: on a busy file system the imports alone take seconds
 
 
@@ -38,18 +55,22 @@ def _version() -> str:
         return "0"
 
 
-def create_app(settings: Settings, *, fall_back: bool = False) -> FastAPI:
+def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) -> FastAPI:
     """The app over the newest generation of `settings.shelf`, and over newer ones as they are published.
 
-    Raises `RedshelfError` where it cannot be opened; `fall_back`: where there is none that can.
+    Raises `RedshelfError` where it cannot be opened; `fall_back`: where there is none that can. `log` is told a line a
+    request.
     """
-    serving = Serving(settings.shelf, refresh_seconds=settings.refresh_seconds, fall_back=fall_back)
+    metrics, guard = observability.Metrics(), security.Guard(settings)
+    how: dict[str, Any] = {"refresh_seconds": settings.refresh_seconds, "fall_back": fall_back}
+    serving = Serving(settings.shelf, **how, looked=metrics.looked)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Settings]]:
         serving.start()
+        metrics.start(settings)
         try:
-            yield
+            yield {"settings": settings}
         finally:
             serving.stop()
 
@@ -61,15 +82,28 @@ def create_app(settings: Settings, *, fall_back: bool = False) -> FastAPI:
         responses=PROBLEMS,
         docs_url=None,  # FastAPI's pages load their script from another host
         redoc_url=None,
+        redirect_slashes=False,  # an address is a route or 404: no answer that the description does not have
         lifespan=lifespan,
     )
     app.state.settings = settings
     app.state.serving = serving
+    app.state.metrics, app.state.guard = metrics, guard
     problems.install(app)
-    app.add_middleware(problems.Envelope, max_body_bytes=settings.max_upload_bytes + BODY_MARGIN_BYTES)
+    problems.describe(app)
+    security.describe(app, guard)
+    app.add_middleware(Envelope, settings=settings, guard=guard, metrics=metrics, log=log)
+    if settings.cors_origins:
+        methods, headers = ["GET", "POST"], ["Authorization", "X-API-Key", "Content-Type", "X-Request-Id"]
+        told: dict[str, Any] = {
+            "allow_methods": methods,
+            "allow_headers": headers,
+            "expose_headers": ["X-Request-Id", "Retry-After"],
+        }
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **told)
     for module in (sources, neighbours, explore, redshifts, cone, datalink, operations):
         app.include_router(module.router)
-    app.include_router(browse.router, include_in_schema=False)
+    for page in (browse, login):
+        app.include_router(page.router, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     return app
 
@@ -86,14 +120,20 @@ def worker_app() -> FastAPI:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), name="redshelf-parent", daemon=True).start()
-    return create_app(load(), fall_back=True)
+    settings = load()
+    return create_app(settings, fall_back=True, log=observability.request_log(settings))
 
 
 def serve(settings: Settings) -> None:
-    """Serve until interrupted. Raises `RedshelfError` before anything starts: a port that is taken, a damaged shelf."""
+    """Serve until interrupted. Raises `RedshelfError` before anything starts: a port that is taken, a damaged shelf, an
+    address that others can reach and no key."""
     import uvicorn
-    from uvicorn.config import LOGGING_CONFIG
 
+    if not settings.on_loopback and not keys.read(settings.state_dir):
+        raise Conflict(
+            f"host {settings.host} can be reached by others, and there is no key in {settings.state_dir}: "
+            "run `redshelf keys add NAME`, or serve on 127.0.0.1"
+        )
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))  # read by FAISS and torch when they are loaded
     with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -101,13 +141,17 @@ def serve(settings: Settings) -> None:
             probe.bind((settings.host, settings.port))
         except OSError as error:
             raise Conflict(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
-    loggers = {**LOGGING_CONFIG["loggers"], "redshelf": {"handlers": ["default"], "level": "INFO", "propagate": False}}
-    told: dict[str, Any] = {"host": settings.host, "port": settings.port, "log_level": "info"}
-    told["log_config"] = {**LOGGING_CONFIG, "loggers": loggers}
+    told: dict[str, Any] = {"host": settings.host, "port": settings.port, "log_level": "info", **connections.options()}
+    told["log_config"] = observability.log_config(settings)
     if settings.workers == 1:
-        uvicorn.run(create_app(settings), **told)
+        uvicorn.run(create_app(settings, log=observability.request_log(settings)), **told)
         return
     open_checked(settings.shelf)  # what is wrong with it is said here, once
     os.environ.update(environment(settings))
     told |= {"workers": settings.workers, "timeout_worker_healthcheck": SILENT_S}
-    uvicorn.run("redshelf.api.app:worker_app", factory=True, **told)
+    with tempfile.TemporaryDirectory(prefix="redshelf-metrics-") as folder:
+        os.environ[observability.FOLDER] = folder
+        try:
+            uvicorn.run("redshelf.api.app:worker_app", factory=True, **told)
+        finally:
+            del os.environ[observability.FOLDER]

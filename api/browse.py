@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
@@ -26,6 +27,7 @@ from redshelf.models.errors import BadInput
 from redshelf.service import redshift, search, sources
 from redshelf.service.answers import NeighboursAnswer, RedshiftAnswer
 from redshelf.service.shelf import OpenShelf
+from redshelf.service.stages import timed
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -55,7 +57,7 @@ class SourceQuery(Strict):
 
 def is_page(path: str) -> bool:
     """Whether errors at this address are told as a page."""
-    return path == "/" or path.startswith("/source/")
+    return path in ("/", "/key") or path.startswith("/source/")
 
 
 def position(text: str) -> tuple[float, float] | None:
@@ -180,19 +182,33 @@ def _templates() -> Environment:
     return environment
 
 
-def _render(info: ShelfInfo, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
-    shared = {"q": "", "error": None, "survey": info.survey, "has_images": info.has_images}
+@timed("render")
+def render(
+    info: ShelfInfo | None,
+    template: str,
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    **context: Any,
+) -> HTMLResponse:
+    """A page; `info` is None where nobody knows yet who asks, who is then told nothing of the survey."""
+    shared = {"q": "", "error": None, "survey": info.survey if info else "", "has_images": info and info.has_images}
     html = _templates().get_template(template).render(**(shared | context))
-    return HTMLResponse(html, status, headers=PAGE_HEADERS)
+    return HTMLResponse(html, status, headers={**PAGE_HEADERS, **(headers or {})})
 
 
-def failed(request: Request, status: int, detail: str) -> Response:
-    """An error as a page: the words beside the search box, which still holds what was typed."""
+def failed(request: Request, status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """An error as a page: the words beside the search box, which still holds what was typed. Where a key is missing,
+    the form that takes one."""
     path = request.url.path
+    if status == 401:
+        back = path + (f"?{request.url.query}" if request.url.query else "")
+        wrong = detail if path == "/key" else None
+        return render(None, "key.html", status=status, headers=headers, error=wrong, back=back, held=False)
     typed = request.query_params.get("q", "") if path == "/" else path.removeprefix("/source/")
     title = HTTPStatus(status).phrase
     info = serving_of(request).current.info  # whose survey is that of every generation
-    return _render(info, "error.html", status=status, q=typed[:200], error=detail, title=title)
+    return render(info, "error.html", status=status, headers=headers, q=typed[:200], error=detail, title=title)
 
 
 def _examples(shelf: OpenShelf) -> list[dict[str, Any]]:
@@ -229,7 +245,7 @@ def home(query: Annotated[HomeQuery, Query()], shelf: Shelf, settings: InForce) 
     examples = _examples(shelf)
     place = _place(shelf, examples[0]["source_id"]) if examples else None
     described = sources.describe(shelf, settings)
-    return _render(shelf.info, "home.html", shelf=described, examples=examples, place=place)
+    return render(shelf.info, "home.html", shelf=described, examples=examples, place=place)
 
 
 def _redshift(shelf: OpenShelf, source_id: str) -> RedshiftAnswer | None:
@@ -252,7 +268,7 @@ def source(source_id: str, query: Annotated[SourceQuery, Query()], shelf: Shelf,
     similar = search.neighbours(shelf, source_id, encoder=asked, k=k) if asked in seen_by else None
     distance = _redshift(shelf, source_id)
     drawing = distance and plot(distance, z_spec=facts.z_spec, neighbours=_label_redshifts(similar))
-    return _render(
+    return render(
         shelf.info,
         "source.html",
         q=source_id,

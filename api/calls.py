@@ -220,7 +220,7 @@ def redshifts(
     if not source_ids or isinstance(source_ids, str):
         raise BadInput("expected a list of at least one source id")
     if at_once is None:
-        at_once = min(AT_ONCE, (yield from shelf()).limits["max_batch"])
+        at_once = min(AT_ONCE, (yield from shelf()).limits.max_batch)
     tables: list[Table] = []
     with tqdm(total=len(source_ids), unit=" sources", desc="redshifts", disable=not progress) as bar:
         for start in range(0, len(source_ids), at_once):

@@ -194,6 +194,23 @@ def build_parser() -> argparse.ArgumentParser:
     _address(p)
     p.add_argument("--workers", type=int, metavar="N", help="processes that answer, on the one port [1]")
 
+    p = commands.add_parser("keys", help="API keys of `serve`", description="API keys of `serve`, in `state_dir`.")
+    keys = p.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for action, text in (
+        ("add", "make a key, and show it once"),
+        ("list", "the keys there are"),
+        ("revoke", "end one"),
+    ):
+        k = keys.add_parser(action, help=text, description=text)
+        if action != "list":
+            k.add_argument("name", metavar="NAME", help="of the key: whose it is, or what uses it")
+        if action == "add":
+            k.add_argument(
+                "--scope", choices=("read", "write", "admin"), default="read", help="how far it opens [read]"
+            )
+        k.add_argument("--settings", type=Path, metavar="FILE", help="redshelf.toml [$REDSHELF_SETTINGS]")
+        k.add_argument("--json", action="store_true", help="print JSON")
+
     p = add("search", "sources that look like one, and how far away it is")
     _question(p)
     p.add_argument("-k", type=int, help="how many [10]")

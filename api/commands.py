@@ -258,6 +258,24 @@ def serve(arguments: Namespace) -> int:
     return 0
 
 
+def keys(arguments: Namespace) -> int:
+    from redshelf.api import show
+    from redshelf.service import keys as service
+
+    state_dir = _settings(arguments).state_dir
+    if arguments.action == "add":
+        key = service.add(state_dir, arguments.name, arguments.scope)
+        return _report({"name": arguments.name, "scope": arguments.scope, "key": key}, arguments)
+    if arguments.action == "revoke":
+        service.revoke(state_dir, arguments.name)
+        return _report({"revoked": arguments.name}, arguments)
+    found = service.read(state_dir)
+    if arguments.json:
+        return _report({"keys": [{"name": k.name, "scope": k.scope, "created": k.created} for k in found]}, arguments)
+    print(show.table(("name", "scope", "created"), [(k.name, k.scope, k.created) for k in found], left=3))
+    return 0
+
+
 def _question(arguments: Namespace) -> Question:
     from redshelf.api.ask import Question
 
@@ -385,7 +403,7 @@ def demo(arguments: Namespace) -> int:
 RUN: dict[str, Callable[[Namespace], int]] = {
     function.__name__: function
     for function in (
-        simulate, ingest, delete, pretrain, train, embed, index, fit, publish, serve, search, neighbours, redshift,
-        export, check, status, demo,
+        simulate, ingest, delete, pretrain, train, embed, index, fit, publish, serve, keys, search, neighbours,
+        redshift, export, check, status, demo,
     )
 }  # fmt: skip

@@ -6,8 +6,6 @@ Page addresses get the same words as a page, with the search box; everything els
 from __future__ import annotations
 
 import logging
-import re
-import uuid
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -15,69 +13,25 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from redshelf.api import browse
+from redshelf.api import browse, security
 from redshelf.models.errors import BadInput, Conflict, NotFound, RedshelfError, nearest
 from redshelf.service.answers import Problem
 
+PROBLEM = "application/problem+json"
 STATUS: dict[type[RedshelfError], int] = {NotFound: 404, BadInput: 422, Conflict: 409}
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 log = logging.getLogger("redshelf")
-
-
-class Envelope:
-    """Around every request: an id in and out (`X-Request-Id`), no content sniffing, and a limit to the body."""
-
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
-        self.app, self.max_body_bytes = app, max_body_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        seen = 0
-
-        async def limited() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            self._check(seen)
-            return message
-
-        async def marked(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                outgoing = MutableHeaders(scope=message)
-                outgoing["x-request-id"] = request_id
-                outgoing["x-content-type-options"] = "nosniff"
-            await send(message)
-
-        length = headers.get("content-length", "")
-        try:
-            self._check(int(length) if length.isdigit() else 0)
-        except HTTPException as error:  # before the routes: nothing there would answer it
-            answer = problem(Request(scope), error.status_code, error.detail)
-            return await answer(scope, receive, marked)
-        await self.app(scope, limited, marked)
-
-    def _check(self, n_bytes: int) -> None:
-        if n_bytes > self.max_body_bytes:
-            raise HTTPException(413, f"the body is longer than the {self.max_body_bytes} bytes that this server takes")
 
 
 def problem(request: Request, status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     """`detail` as problem+json, or as a page where the address is one of the page's."""
     if browse.is_page(request.url.path):
-        return browse.failed(request, status, detail)
+        return browse.failed(request, status, detail, headers)
     title = HTTPStatus(status).phrase
     request_id = getattr(request.state, "request_id", "")
     document = Problem(title=title, status=status, detail=detail, request_id=request_id).model_dump()
-    return JSONResponse(document, status, headers=headers, media_type="application/problem+json")
+    return JSONResponse(document, status, headers=headers, media_type=PROBLEM)
 
 
 def _known_parameters(request: Request) -> list[str]:
@@ -122,6 +76,22 @@ def _sentence(request: Request, fault: Mapping[str, Any]) -> str:
     return f"{name}={shown if len(shown) <= 80 else shown[:77] + '...'}: {message}"
 
 
+def describe(app: FastAPI) -> None:
+    """Say in the app's OpenAPI document that problems come as what they are, which FastAPI takes for plain JSON."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = plain()
+        operations = [operation for path in document["paths"].values() for operation in path.values()]
+        for answer in (answer for operation in operations for answer in operation["responses"].values()):
+            content = answer.get("content", {})
+            if content.get("application/json", {}).get("schema") == {"$ref": "#/components/schemas/Problem"}:
+                content[PROBLEM] = content.pop("application/json")
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
 def install(app: FastAPI) -> None:
     """Register the handlers on the app."""
 
@@ -142,5 +112,6 @@ def install(app: FastAPI) -> None:
         request_id = getattr(request.state, "request_id", "")
         log.error("request %s failed", request_id, exc_info=error)
         answer = problem(request, 500, "an unexpected error; the operator finds it in the log under this request_id")
-        answer.headers["x-request-id"] = request_id  # this answer is made outside of Envelope
+        for name, value in (*security.HEADERS, ("x-request-id", request_id)):  # it is made outside of the envelope
+            answer.headers.setdefault(name, value)
         return answer

@@ -24,10 +24,17 @@ from redshelf.service.upload import MAX_EBV
 
 # for FastAPI(responses=...): what every route may answer instead, as problem+json
 PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The body cannot be read as what it is said to be"},
+    401: {"model": Problem, "description": "A key is needed, or the one that was sent is unknown"},
+    403: {"model": Problem, "description": "The scope of the key does not reach so far"},
     404: {"model": Problem, "description": "What was named does not exist"},
+    408: {"model": Problem, "description": "The body has not arrived in time"},
     409: {"model": Problem, "description": "The request contradicts what is stored"},
     410: {"model": Problem, "description": "The `generation` that was named is no longer served"},
+    413: {"model": Problem, "description": "The body is longer than this server takes"},
     422: {"model": Problem, "description": "A value is malformed or out of range"},
+    429: {"model": Problem, "description": "Too many requests with this key or from this address; see Retry-After"},
+    503: {"model": Problem, "description": "Too many requests at a time, or no answer in time; see Retry-After"},
 }
 
 
@@ -128,7 +135,7 @@ class CutoutQuery(OfGeneration):
         None, description="comma-separated. png: one (grey) or three (red, green, blue); fits: any; by default all"
     )
     stretch: float = Field(
-        3.0, gt=0, le=10_000, description="png: the flux, in noise units, where linear turns into log"
+        3.0, ge=0.001, le=10_000, description="png: the flux, in noise units, where linear turns into log"
     )
 
 

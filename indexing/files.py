@@ -25,8 +25,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_with(path: Path, writer: Callable[[BinaryIO], None]) -> None:
-    """Let `writer` fill a temporary file beside `path`, then sync and rename: readers see the old or the new whole."""
+def write_with(path: Path, writer: Callable[[BinaryIO], None], *, mode: int | None = None) -> None:
+    """Let `writer` fill a temporary file beside `path`, then sync and rename: readers see the old or the new whole.
+
+    `mode`: who may read it, by default as the umask says; until the rename its owner alone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent, delete=False)  # noqa: SIM115
     try:
@@ -36,7 +39,7 @@ def write_with(path: Path, writer: Callable[[BinaryIO], None]) -> None:
             os.fsync(handle.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        Path(handle.name).chmod(0o666 & ~umask)
+        Path(handle.name).chmod(0o666 & ~umask if mode is None else mode)
         Path(handle.name).replace(path)
     except BaseException:
         Path(handle.name).unlink(missing_ok=True)
@@ -44,13 +47,13 @@ def write_with(path: Path, writer: Callable[[BinaryIO], None]) -> None:
     _sync_folder(path.parent)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, mode: int | None = None) -> None:
     """Write `data` to `path`, whole or not at all."""
 
     def fill(handle: BinaryIO) -> None:
         handle.write(data)
 
-    write_with(path, fill)
+    write_with(path, fill, mode=mode)
 
 
 def write_npy(path: Path, values: npt.NDArray[Any]) -> None:
@@ -62,9 +65,9 @@ def write_npy(path: Path, values: npt.NDArray[Any]) -> None:
     write_with(path, fill)
 
 
-def write_json(path: Path, document: Any) -> None:
+def write_json(path: Path, document: Any, *, mode: int | None = None) -> None:
     """Write `document` as JSON, whole or not at all; NaN is refused, as JSON has none."""
-    write_bytes(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode(), mode=mode)
 
 
 def read_json(path: Path) -> Any:

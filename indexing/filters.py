@@ -109,10 +109,11 @@ def near(
 
 def _between(values: npt.NDArray[np.floating], low: float | None, high: float | None) -> npt.NDArray[np.bool_]:
     passed = np.asarray(np.isfinite(values))
-    if low is not None:
-        passed = passed & (values >= low)
-    if high is not None:
-        passed = passed & (values <= high)
+    with np.errstate(over="ignore"):  # a limit beyond float32 is one that all pass, or none
+        if low is not None:
+            passed = passed & (values >= low)
+        if high is not None:
+            passed = passed & (values <= high)
     return passed
 
 
@@ -136,7 +137,8 @@ def row_mask(columns: Columns, filters: Filters, *, bands: tuple[str, ...]) -> n
         inside[near(columns, filters.ra, filters.dec, filters.radius_arcsec)[0]] = True
         masks.append(inside)
     if filters.tile is not None:
-        masks.append(columns["tile"] == np.bytes_(filters.tile.encode("utf-8", "replace")))
+        named = columns["tile"] == np.bytes_(filters.tile.encode("utf-8", "replace"))
+        masks.append(named & (not filters.tile.endswith("\0")))  # which numpy does not count
     if filters.object_class is not None:
         masks.append(columns["object_class"] == CLASSES.index(filters.object_class))
     if filters.labelled_only:

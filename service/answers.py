@@ -40,6 +40,18 @@ class RedshiftModelAnswer(Answer):
     fault: str | None = Field(None, description="why it does not answer, and what mends it; null where it does")
 
 
+class LimitsAnswer(Answer):
+    """What this server takes, of each of its workers where there are several. Rates are null where none is set."""
+
+    max_k: int
+    max_batch: int
+    max_upload_bytes: int
+    max_concurrent: int = Field(description="requests at the same time; beyond them 503")
+    deadline_seconds: float = Field(description="of a request; after it 503, or 408 where its body has not arrived")
+    rate_per_key: str | None = Field(description="requests with the same key; beyond it 429")
+    rate_per_address: str | None = Field(description="requests from the same address, but for this machine's own")
+
+
 class ShelfAnswer(Answer):
     survey: str
     generation: int
@@ -53,7 +65,7 @@ class ShelfAnswer(Answer):
     default_encoder: str
     default_redshift: str | None
     default_estimator: str | None
-    limits: dict[str, int]
+    limits: LimitsAnswer
 
 
 class Photometry(Answer):

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from redshelf.models.bands import Band, State
 from redshelf.models.errors import BadInput, nearest
 from redshelf.service.shelf import OpenShelf
+from redshelf.service.stages import timed
 
 RGB_NM = (770.0, 625.0, 480.0)  # i, r, g: what people know as the colours of galaxies
 WHITE = 60.0  # in units of the stretch: where a picture ends at full light
@@ -54,6 +55,7 @@ def _chosen(shelf: OpenShelf, names: tuple[str, ...]) -> list[int]:
     return [known.index(name) for name in names]
 
 
+@timed("render")
 def png(shelf: OpenShelf, row: int, *, bands: tuple[str, ...] | None = None, stretch: float = 3.0) -> bytes:
     """The cutout of `row` as PNG: three bands as red, green, blue, or one in grey. `stretch`: see `asinh_rgb`.
 
@@ -106,6 +108,7 @@ class Circle:
         return (y, x) if x.start < x.stop and y.start < y.stop else None
 
 
+@timed("render")
 def fits(
     shelf: OpenShelf, row: int, *, bands: tuple[str, ...] | None = None, box: tuple[slice, slice] | None = None
 ) -> bytes:

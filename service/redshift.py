@@ -14,6 +14,7 @@ from redshelf.models.errors import BadInput, NotFound, nearest
 from redshelf.service import answers
 from redshelf.service.answers import PdfAnswer, RedshiftAnswer, Support
 from redshelf.service.shelf import OpenRedshift, OpenShelf
+from redshelf.service.stages import timed
 
 if TYPE_CHECKING:
     from redshelf.models.redshift import Prediction
@@ -31,6 +32,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 
+@timed("estimate")
 def estimate(fit: OpenRedshift, rows: npt.NDArray[np.int64], *, estimator: str) -> Prediction:
     """Densities and support of `rows`; a row that is among the labels is left out of its own neighbours."""
     position = np.searchsorted(fit.label_rows, rows)
@@ -97,6 +99,7 @@ def _ends(z: dict[str, Floats], percent: int, row: int) -> tuple[float, float] |
     return None if np.isnan(low) else (low, high)
 
 
+@timed("hydrate")
 def _answers(
     shelf: OpenShelf,
     fit: OpenRedshift,
@@ -186,7 +189,7 @@ def redshift_of_vector(
     features = np.asarray(vector, dtype=np.float32)[None]
     if len(fit.parts) > 1 or features.shape[1] != fit.parts[0].index.dim:
         raise BadInput(f"a vector of {features.shape[1]} numbers does not fit estimator {fit.published.encoder!r}")
-    prediction = fit.model.predict(features, estimator=name)
+    prediction = timed("estimate")(fit.model.predict)(features, estimator=name)
     return _answers(
         shelf,
         fit,

@@ -15,6 +15,7 @@ from redshelf.models.errors import BadInput, NotFound
 from redshelf.service.answers import Neighbour, NeighboursAnswer, RecallAnswer
 from redshelf.service.listing import listed
 from redshelf.service.shelf import OpenEncoder, OpenShelf
+from redshelf.service.stages import timed
 
 MAX_K, MAX_PROBES = 1000, 100
 MAX_MUTUAL = 200  # sources of which each is asked for as many neighbours
@@ -67,6 +68,7 @@ class Scope:
     left_out: Ints  # (n,) rows
     n_matching: int
 
+    @timed("search")
     def nearest(self, queries: Floats, k: int, *, exact: bool = False) -> tuple[Floats, Ints]:
         """Distances and rows (Q, k) of the nearest, padded with inf and -1."""
         distance, rows = self.encoder.index.search(queries, k + len(self.left_out), among=self.among, exact=exact)
@@ -105,6 +107,7 @@ def scope(
     return Scope(encoder, among, gone, n_matching)
 
 
+@timed("hydrate")
 def answer(
     shelf: OpenShelf,
     within: Scope,
@@ -161,7 +164,8 @@ def look(
     within = scope(shelf, encoder, wanted.filters, row=row, left_out=left_out)
     distances, found = within.nearest(vector[None], wanted.k + 1, exact=wanted.exact)
     seen = found[0] >= 0
-    inside = seen if wanted.max_distance is None else seen & (distances[0] <= wanted.max_distance)
+    with np.errstate(over="ignore"):  # a limit beyond float32 is none
+        inside = seen if wanted.max_distance is None else seen & (distances[0] <= wanted.max_distance)
     reached = inside.sum() < seen.sum() or seen.sum() == within.n_matching  # the limit, or all that there are
     rows, distance = found[0][inside][: wanted.k], distances[0][inside][: wanted.k]
     if wanted.mutual:

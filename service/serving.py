@@ -13,6 +13,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,10 +85,18 @@ def _files(layout: Layout, number: int) -> Seen:
 class Serving:
     """The open generation of a shelf, the same for all threads; between `start` and `stop` it looks for newer ones.
 
-    Made with the newest generation, whose faults are raised; `fall_back`: with the newest that has none.
+    Made with the newest generation, whose faults are raised; `fall_back`: with the newest that has none. `looked` is
+    called when one is open, and after each look for a newer one.
     """
 
-    def __init__(self, root: Path, *, refresh_seconds: float, fall_back: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        refresh_seconds: float,
+        fall_back: bool = False,
+        looked: Callable[[Serving], object] = lambda serving: None,
+    ) -> None:
         self.layout, self.refresh_seconds = Layout(root), refresh_seconds
         self._refused: dict[int, Refusal] = {}
         self._looking, self._stop = threading.Lock(), threading.Event()
@@ -95,6 +104,8 @@ class Serving:
         self._unseen = ""  # why the shelf could not be looked at, as it was last logged
         opened = self._newest_after(0) if fall_back else None
         self._current = opened or open_checked(root)
+        self._looked = looked
+        looked(self)
 
     @property
     def current(self) -> OpenShelf:
@@ -133,12 +144,12 @@ class Serving:
         """Look once for a newer generation; whether one has taken the place of the one that was served."""
         with self._looking:
             opened = self._newest_after(self.current.generation.number)
-            if opened is None:
-                return False
-            self._current = opened
-            self._refused = {n: one for n, one in self._refused.items() if n > opened.generation.number}
-            log.info("generation %d is served", opened.generation.number)
-            return True
+            if opened is not None:
+                self._current = opened
+                self._refused = {n: one for n, one in self._refused.items() if n > opened.generation.number}
+                log.info("generation %d is served", opened.generation.number)
+            self._looked(self)
+            return opened is not None
 
     def _look(self) -> None:
         while not self._stop.wait(self.refresh_seconds):

@@ -5,18 +5,34 @@ The TOML file is named by `--settings` or `$REDSHELF_SETTINGS`. Unknown keys are
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from redshelf.models.errors import BadInput, nearest
 
 PREFIX = "REDSHELF_"
-# where the settings are; a client's key; where tests find the real files; how often they repeat themselves
-NOT_SETTINGS = {"REDSHELF_SETTINGS", "REDSHELF_KEY", "REDSHELF_DATA", "REDSHELF_TORTURE"}
+# where the settings are; where tests find the real files; how often they repeat themselves; the key of `search --url`
+NOT_SETTINGS = {"REDSHELF_SETTINGS", "REDSHELF_DATA", "REDSHELF_TORTURE", "REDSHELF_KEY"}
+RATE = r"^([1-9]\d{0,6}/(second|minute|hour|day))?$"  # "" for none
+
+
+def _state_dir() -> Path:
+    """The user's state folder, as the XDG base directories say."""
+    given = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(given) if Path(given).is_absolute() else Path.home() / ".local" / "state") / "redshelf"
+
+
+def _listed(value: Any) -> Any:
+    """A comma-separated text as a list, which environment variables cannot hold."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Origin = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\[\]:-]+$")]
 
 
 class Settings(BaseModel):
@@ -32,12 +48,43 @@ class Settings(BaseModel):
     max_k: int = Field(default=1000, ge=1, le=1000)
     max_batch: int = Field(default=1000, ge=1, le=1000)  # ids in one POST /v1/redshifts
     max_upload_bytes: int = Field(default=32 << 20, ge=1024)
+    max_concurrent: int = Field(default=64, ge=1, le=10_000)  # requests that a worker answers at the same time
+    max_connections: int = Field(default=1000, ge=1, le=100_000)  # open to a worker, idle ones counted
+    deadline_seconds: float = Field(default=30.0, ge=0.05, le=86_400)  # of a request, and of a client that is silent
+    rate_per_key: str = Field(default="6000/minute", pattern=RATE)  # requests to a worker with the same key
+    rate_per_address: str = Field(default="6000/minute", pattern=RATE)  # and from the same address, but for loopback
+    require_key: bool = False  # also to read on loopback
+    cors_origins: Annotated[tuple[Origin, ...], BeforeValidator(_listed)] = ()  # whose pages may ask
+    state_dir: Path = Field(default_factory=_state_dir)  # keys; never in the shelf, which may be read-only
+    log_format: Literal["auto", "json", "text"] = "auto"  # auto: text on a terminal
     threads: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1)  # of torch and FAISS, in a worker
+
+    @model_validator(mode="after")
+    def _state_outside_the_shelf(self) -> Self:
+        if self.state_dir.resolve().is_relative_to(self.shelf.resolve()):
+            raise ValueError(
+                f"state_dir {self.state_dir} is in the shelf {self.shelf}: expected a folder outside of it"
+            )
+        return self
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:  # a name, which may mean any address
+            return False
 
 
 def environment(settings: Settings) -> dict[str, str]:
     """The variables by which `load` gives the same settings in another process."""
-    given = {f"{PREFIX}{name.upper()}": str(value) for name, value in settings.model_dump().items()}
+
+    def text(value: Any) -> str:
+        return ",".join(value) if isinstance(value, tuple) else str(value)
+
+    given = {f"{PREFIX}{name.upper()}": text(value) for name, value in settings.model_dump().items()}
     return {**given, "REDSHELF_SETTINGS": ""}
 
 
@@ -50,8 +97,10 @@ def _checked(values: dict[str, Any], source: str) -> Settings:
             key = ".".join(str(part) for part in fault["loc"])
             if fault["type"] == "extra_forbidden":
                 lines.append(f"unknown setting {key!r}; {nearest(key, Settings.model_fields)}")
-            else:
+            elif key:
                 lines.append(f"{key}={fault['input']!r}: {fault['msg']}")
+            else:  # of settings that do not go together
+                lines.append(fault["msg"].removeprefix("Value error, "))
         raise BadInput(f"{source}: {'; '.join(lines)}") from error
 
 

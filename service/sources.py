@@ -13,6 +13,7 @@ from redshelf.models.bands import State, flux_to_ab
 from redshelf.service.answers import (
     BandAnswer,
     EncoderAnswer,
+    LimitsAnswer,
     Photometry,
     RedshiftModelAnswer,
     ShelfAnswer,
@@ -112,9 +113,13 @@ def describe(shelf: OpenShelf, settings: Settings) -> ShelfAnswer:
         default_encoder=published.default_encoder,
         default_redshift=published.default_redshift,
         default_estimator=published.default_estimator,
-        limits={
-            "max_k": settings.max_k,
-            "max_batch": settings.max_batch,
-            "max_upload_bytes": settings.max_upload_bytes,
-        },
+        limits=LimitsAnswer(
+            max_k=settings.max_k,
+            max_batch=settings.max_batch,
+            max_upload_bytes=settings.max_upload_bytes,
+            max_concurrent=settings.max_concurrent,
+            deadline_seconds=settings.deadline_seconds,
+            rate_per_key=settings.rate_per_key or None,
+            rate_per_address=settings.rate_per_address or None,
+        ),
     )

@@ -20,6 +20,7 @@ from redshelf.models.bands import State
 from redshelf.models.errors import BadInput, nearest
 from redshelf.service import formats
 from redshelf.service.shelf import OpenEncoder, OpenShelf
+from redshelf.service.stages import timed
 
 MAX_EBV = 10.0  # mag
 Floats = npt.NDArray[np.float32]
@@ -86,6 +87,7 @@ def _reddening(given: str | float) -> float | None:
     return float(given)
 
 
+@timed("decode")
 def read(
     blob: bytes,
     info: ShelfInfo,
@@ -171,6 +173,7 @@ def pixel_encoder(shelf: OpenShelf, name: str | None) -> OpenEncoder:
     return chosen
 
 
+@timed("encode")
 def embed(shelf: OpenShelf, encoder: OpenEncoder, cutout: Cutout) -> Floats:
     """The vector of an uploaded cutout, (dim,). One of unknown reddening is taken to have that of most sources: what an
     encoder has always been told, it should be told here too."""

@@ -32,6 +32,14 @@ def full_training_of_networks(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The keys of who runs the tests are none of theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 def _train_by(settings: tuple[dict[str, network.Recipe], int], patch: pytest.MonkeyPatch) -> None:
     patch.setattr(network, "RECIPES", settings[0])
     patch.setattr(network, "WARMUP", settings[1])

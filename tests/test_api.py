@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from redshelf.api.app import BODY_MARGIN_BYTES, create_app
+from redshelf.api.app import create_app
+from redshelf.api.envelope import BODY_MARGIN_BYTES
 from redshelf.api.queries import FilterQuery
 from redshelf.indexing.ann import brute_force
 from redshelf.indexing.filters import Filters
@@ -42,7 +43,10 @@ def test_the_shelf_is_described(client: TestClient) -> None:
     body = client.get("/v1/shelf").json()
     assert (body["survey"], body["n_sources"], body["n_labelled"]) == ("small", 300, 240)
     assert [e["name"] for e in body["encoders"]] == ["photometry", "vit"]
-    assert body["limits"] == {"max_k": 1000, "max_batch": 5, "max_upload_bytes": 1 << 20}
+    assert body["limits"] == {
+        "max_k": 1000, "max_batch": 5, "max_upload_bytes": 1 << 20, "max_concurrent": 64, "deadline_seconds": 30.0,
+        "rate_per_key": "6000/minute", "rate_per_address": "6000/minute",
+    }  # fmt: skip
 
 
 def test_a_source_is_its_catalogue_row(client: TestClient, shelf: OpenShelf) -> None:

@@ -46,7 +46,7 @@ def url(app: FastAPI) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     "command",
-    ["simulate", "ingest", "delete", "pretrain", "train", "embed", "index", "fit", "publish", "serve", "search",
+    ["simulate", "ingest", "delete", "pretrain", "train", "embed", "index", "fit", "publish", "serve", "keys", "search",
      "neighbours", "redshift", "export", "check", "status", "demo"],
 )  # fmt: skip
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:

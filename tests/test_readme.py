@@ -18,7 +18,8 @@ STEPS = re.findall(r"<!-- steps: run by tests/test_readme\.py -->\n```sh\n(.*?)`
 def test_every_command_of_the_readme_runs_in_order(tmp_path: Path) -> None:
     pytest.importorskip("galsim", reason="the `sim` extra is not installed")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "links"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    assert len(STEPS) == 8
+    environment["XDG_STATE_HOME"] = str(tmp_path / "state")
+    assert len(STEPS) == 9
     for line in "".join(STEPS).strip().splitlines():
         command = line
         if not line.startswith("echo "):

@@ -1,0 +1,74 @@
+"""What uvicorn does not limit: how many connections there are, and how long a client may take over a few bytes.
+
+A client that sends its head byte by byte, or does not read what it has asked for, is cut off after `deadline_seconds`;
+over the slow sending of a body `envelope` decides, which can still answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from redshelf.service.settings import Settings
+
+
+class Connection(H11Protocol):
+    """One connection; the settings come with the state that the app's lifespan gives."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    @property
+    def _settings(self) -> Settings:
+        settings: Settings = self.app_state["settings"]
+        return settings
+
+    def _wait(self) -> None:
+        """Cut the connection off unless `_go_on` is called within the deadline."""
+        if self._timer is None:
+            self._timer = self.loop.call_later(self._settings.deadline_seconds, self.transport.abort)
+
+    def _go_on(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._settings.max_connections:
+            transport.abort()
+        else:
+            self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # in the middle of a head, of what is no HTTP, or of a body that was answered before its end and is not read
+        if self.conn.their_state is h11.IDLE or self.cycle is None or self.cycle.response_complete:
+            self._wait()
+        elif not self.flow.write_paused:
+            self._go_on()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than it is answered."""
+        super().pause_writing()
+        self._wait()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._go_on()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        if self.transport.get_write_buffer_size():  # closing waits until that is read, for good if need be
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._go_on()
+        super().connection_lost(exc)
+
+
+def options() -> dict[str, Any]:
+    """For `uvicorn.run`."""
+    return {"http": Connection, "ws": "none", "server_header": False, "access_log": False}

@@ -1,0 +1,177 @@
+"""Around every request, as plain ASGI since each costs: an id, who asks, limits, a deadline, headers, a line of log.
+
+A request that is turned away is so before anything else is done for it. One whose deadline has passed is answered then,
+and keeps its place among those in flight until its work has ended, which cannot be stopped: there is never more of it
+than places.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from redshelf.api import limits, observability, security
+from redshelf.api.limits import Rates, Turnstile
+from redshelf.api.observability import Metrics, Told
+from redshelf.api.problems import problem
+from redshelf.api.security import Guard
+from redshelf.service import stages
+from redshelf.service.settings import Settings
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+BODY_MARGIN_BYTES = 16 << 10  # the multipart headers and small fields around an upload
+REASONS = {401: "key", 403: "key", 413: "size", 429: "rate", 503: "busy"}
+Pair = tuple[bytes, bytes]
+NO_DEADLINE = frozenset({"/admin/generation"})  # a large index takes minutes to read
+
+
+class Answer:
+    """What goes out: marked with our headers, its status remembered. Once `replaced`, what the app sends is dropped."""
+
+    def __init__(self, send: Send, headers: list[Pair]) -> None:
+        self._send, self._headers = send, headers
+        self.status, self.private, self.replaced = 0, False, False
+
+    async def send(self, message: Message) -> None:
+        """What the app answers."""
+        if not self.replaced:
+            await self.replace(message)
+
+    async def replace(self, message: Message) -> None:
+        """What is answered in its place."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            given = list(message.get("headers", ()))
+            names = {name for name, _ in given}
+            message["headers"] = given + [pair for pair in self._headers if pair[0] not in names]
+            if self.private:  # a proxy must not give it to who has no key
+                outgoing = MutableHeaders(scope=message)
+                told = outgoing.get("cache-control", "")
+                if "private" not in told and "no-store" not in told:
+                    outgoing["cache-control"] = f"private, {told}" if told else "private"
+        await self._send(message)
+
+
+class Envelope:
+    """The one middleware; `log` is told a line a request, unless it is None."""
+
+    def __init__(self, app: ASGIApp, *, settings: Settings, guard: Guard, metrics: Metrics, log: Any = None) -> None:
+        self.app, self.guard, self.metrics, self.log = app, guard, metrics, log
+        self.rates, self.turnstile = Rates(settings), Turnstile(settings)
+        self.deadline_seconds = settings.deadline_seconds
+        self.max_body_bytes = settings.max_upload_bytes + BODY_MARGIN_BYTES
+        told = [*security.HEADERS, *(() if settings.cors_origins else (security.SAME_ORIGIN,))]
+        self.headers: list[Pair] = [(name.encode(), value.encode()) for name, value in told]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        began, headers = time.perf_counter(), Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        answer = Answer(send, [(b"x-request-id", request_id.encode()), *self.headers])
+        away, entered = None, False
+        self.metrics.in_flight.inc()
+        stages.listen(self.metrics.stage)
+        try:
+            try:
+                entered = self._enter(scope, headers, answer)
+            except HTTPException as error:  # before the routes: nothing there would answer it
+                away = REASONS[error.status_code]
+                refused = problem(Request(scope), error.status_code, error.detail, error.headers)
+                return await refused(scope, receive, answer.send)
+            if await self._answer(scope, receive, answer):
+                away = "late"
+        finally:
+            if entered:
+                self.turnstile.leave()
+            self.metrics.in_flight.dec()
+            self._tell(scope, answer.status or 500, time.perf_counter() - began, away)
+
+    def _enter(self, scope: Scope, headers: Headers, answer: Answer) -> bool:
+        """Whether the request has a place in flight, which it leaves again; `HTTPException` where it is turned away."""
+        path, client = scope["path"], scope.get("client")
+        self.rates.count("address", limits.caller_of(client[0]) if client else None)
+        key = self.guard.admit(scope["method"], path, headers)
+        if key is not None:
+            scope["state"]["key"] = key.name
+            answer.private = True
+            self.rates.count("key", key.name)
+        length = headers.get("content-length", "")
+        self._check(int(length[:18]) if length.isdecimal() else 0)  # of a longer number that is too many, too
+        if path in limits.NOT_COUNTED:
+            return False
+        self.turnstile.enter()
+        return True
+
+    async def _answer(self, scope: Scope, receive: Receive, answer: Answer) -> bool:
+        """Let the app answer; whether its deadline passed before it did."""
+        seen, reading = 0, False
+        late: asyncio.Task[None] | None = None
+
+        async def limited() -> Message:
+            nonlocal seen, reading
+            reading = True
+            message = await receive()
+            reading = False
+            seen += len(message.get("body", b""))
+            self._check(seen)
+            return message
+
+        def expire() -> None:
+            nonlocal late
+            if not answer.status:  # else it is on its way: a client that does not read is the connection's business
+                answer.replaced = True
+                late = asyncio.ensure_future(self._late(scope, receive, answer, reading=reading))
+
+        timer = None
+        if scope["path"] not in NO_DEADLINE:
+            timer = asyncio.get_running_loop().call_later(self.deadline_seconds, expire)
+        try:
+            await self.app(scope, limited, answer.send)
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if late is not None:
+                await late
+        return late is not None
+
+    async def _late(self, scope: Scope, receive: Receive, answer: Answer, *, reading: bool) -> None:
+        told = f"{self.deadline_seconds:g} s, the deadline of this server"
+        if reading:
+            refused = problem(Request(scope), 408, f"the body has not arrived within {told}", {"connection": "close"})
+        else:
+            detail = f"there is no answer within {told}: ask again, or for less"
+            refused = problem(Request(scope), 503, detail, {"retry-after": str(limits.BUSY_RETRY_S)})
+        await refused(scope, receive, answer.replace)
+
+    def _tell(self, scope: Scope, status: int, seconds: float, away: str | None) -> None:
+        state, matched = scope["state"], scope.get("route")
+        route = getattr(matched, "path", "/static" if scope.get("root_path") == "/static" else observability.UNMATCHED)
+        told = Told(
+            request_id=state["request_id"],
+            method=scope["method"],
+            route=route,
+            status=status,
+            seconds=seconds,
+            key=state.get("key"),
+            generation=state.get("generation"),
+            turned_away="size" if status == 413 else away,
+        )
+        self.metrics.count(told)
+        if self.log is not None:
+            observability.line(self.log, told)
+
+    def _check(self, n_bytes: int) -> None:
+        if n_bytes > self.max_body_bytes:
+            raise HTTPException(413, f"the body is longer than the {self.max_body_bytes} bytes that this server takes")
