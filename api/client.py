@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -52,13 +53,14 @@ class _Asker:
     def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = TIMEOUT_S, tries: int = 5) -> None:
         if tries < 1:
             raise BadInput(f"tries={tries}: expected 1 or more")
+        if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
+            raise BadInput("api_key: expected printable ASCII without spaces")  # which is not shown, being a secret
         self.url, self.tries = url.rstrip("/"), tries
         headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self.how: dict[str, Any] = {"headers": headers, "timeout": timeout_s}
 
-    def _waits(self, call: Call) -> Iterator[float]:
+    def _waits(self) -> Iterator[float]:
         """Seconds to wait before each further try, where the server does not say."""
-        del call
         for number in range(self.tries - 1):
             yield min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**number) * random.uniform(0.75, 1.25)
 
@@ -92,7 +94,7 @@ class Client(_Asker):
 
     def send(self, call: Call) -> httpx.Response:
         """The response with status 200; raises what another one tells of."""
-        waits = self._waits(call)
+        waits = self._waits()
         while True:
             try:
                 response = self._http.request(call.method, self.url + call.path, **call.words())
@@ -173,7 +175,7 @@ class AsyncClient(_Asker):
         await self._http.aclose()
 
     async def send(self, call: Call) -> httpx.Response:
-        waits = self._waits(call)
+        waits = self._waits()
         while True:
             try:
                 response = await self._http.request(call.method, self.url + call.path, **call.words())

@@ -250,6 +250,9 @@ def test_a_key_is_sent_as_a_bearer_and_none_without(waited: list[float]) -> None
                 client.source("a")
         OverHttp(url, "other")._ask(clients.calls.source("a"))
     assert seen == [None, "Bearer secret", "Bearer other"]
+    for wrong in ("", "a b", "a\r\nX-Other: 1", "é"):
+        with pytest.raises(BadInput, match="api_key: expected printable ASCII"):
+            Client("http://127.0.0.1", api_key=wrong)
 
 
 def test_a_generation_that_changes_between_batches_is_told(url: str) -> None:
