@@ -187,7 +187,7 @@ def fit(root: Path, *, encoder: str, seed: int = 0, threads: int = 2) -> FitRepo
             "encoder": encoder,
             "revisions": revisions,
             "estimators": list(ESTIMATORS),
-            "scores": {name: model.report["validation"][name]["crps_weighted"] for name in ESTIMATORS},
+            "scores": {name: model.report["validation"][name]["cde_loss_weighted"] for name in ESTIMATORS},
             "created": time.time(),
             "labels": len(labels.rows),
             "labels_sha256": labels_digest,
