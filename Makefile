@@ -51,6 +51,7 @@ bench: venv
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/questions.py
+	$(BIN)/python benchmarks/cone.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/approaches.py

@@ -25,7 +25,9 @@ from starlette.middleware.cors import CORSMiddleware
 
 from redshelf.api import (
     browse,
+    cone,
     connections,
+    datalink,
     explore,
     login,
     neighbours,
@@ -98,7 +100,7 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
             "expose_headers": ["X-Request-Id", "Retry-After"],
         }
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **told)
-    for module in (sources, neighbours, explore, redshifts, operations):
+    for module in (sources, neighbours, explore, redshifts, cone, datalink, operations):
         app.include_router(module.router)
     for page in (browse, login):
         app.include_router(page.router, include_in_schema=False)

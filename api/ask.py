@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from redshelf.models.errors import BadInput, Conflict, NotFound, RedshelfError
+from redshelf.api import calls
+from redshelf.api.calls import Asking, T
+from redshelf.models.errors import NotFound
 from redshelf.service.answers import NeighboursAnswer, RedshiftAnswer
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from redshelf.service.upload import Cutout
 
 K = 10  # neighbours, where a question does not say
-TIMEOUT_S = 120  # the first upload makes the server load torch and the weights
-ERRORS: dict[int, type[RedshelfError]] = {404: NotFound, 409: Conflict, 422: BadInput}
 
 
 @dataclass(frozen=True)
@@ -114,64 +113,38 @@ class OnDisk:
 
 
 class OverHttp:
-    """Asks a running server, with the key in `$REDSHELF_KEY` where there is one."""
+    """Asks a running server, with a key where it wants one."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        self.url, self.api_key = url, api_key
 
-    def _call(self, method: str, route: str, **kwargs: Any) -> Any:
-        import httpx
+    def _ask(self, asking: Asking[T]) -> T:
+        from redshelf.api.client import Client
 
-        try:
-            key = os.environ.get("REDSHELF_KEY")
-            headers = {"x-api-key": key} if key else {}
-            response = httpx.request(method, self.url + route, timeout=TIMEOUT_S, headers=headers, **kwargs)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise RedshelfError(f"cannot ask {self.url}: {error}") from error
-        try:
-            document = response.json()
-        except ValueError as error:
-            raise RedshelfError(f"{self.url}{route} answered {response.status_code}, and no JSON") from error
-        if response.status_code != 200:
-            kind = ERRORS.get(response.status_code, RedshelfError)
-            raise kind(document.get("detail", f"{self.url}{route} answered {response.status_code}"))
-        return document
+        with Client(self.url, api_key=self.api_key) as client:
+            return client.ask(asking)
 
-    def _source(self, question: Question) -> str:
-        """The address of the source that is asked about, by id or by position."""
-        from urllib.parse import quote
-
-        source_id = question.source_id
-        if question.position is not None:
-            ra, dec = question.position
-            source_id = self._call("GET", "/v1/sources", params={"ra_deg": ra, "dec_deg": dec})["source_id"]
-        return f"/v1/sources/{quote(str(source_id), safe='')}"
-
-    def _ask(self, question: Question, what: str, **given: Any) -> Any:
-        parameters = {name: value for name, value in given.items() if value is not None}
-        if question.cutout is None:
-            return self._call("GET", f"{self._source(question)}/{what}", params=parameters)
-        form = {"unit": question.unit, "bands": question.bands or None, "ebv": question.ebv}
-        return self._call(
-            "POST",
-            f"/v1/cutouts/{what}",
-            params=parameters,
-            files={"file": (question.cutout.name, _read(question.cutout))},
-            data={name: value for name, value in form.items() if value is not None},
-        )
+    @staticmethod
+    def _cutout(question: Question) -> dict[str, Any]:
+        told = {"unit": question.unit, "bands": question.bands or None, "ebv": question.ebv}
+        return {"cutout": question.cutout, **told}
 
     def neighbours(self, question: Question, *, encoder: str | None, k: int | None) -> NeighboursAnswer:
-        if question.of_one:
-            return NeighboursAnswer.model_validate(self._ask(question, "neighbours", encoder=encoder, k=k))
-        examples = {"positive": question.like, "negative": question.unlike}
-        body: dict[str, Any] = {"text": question.text} if question.text is not None else examples
-        body |= {name: value for name, value in {"encoder": encoder, "k": k}.items() if value is not None}
-        return NeighboursAnswer.model_validate(self._call("POST", "/v1/neighbours", json=body))
+        asked: dict[str, Any] = {"encoder": encoder, "k": k}
+        if question.cutout is not None:
+            return self._ask(calls.neighbours_answer(**self._cutout(question), **asked))
+        told = {"position": question.position, "text": question.text, "like": question.like, "unlike": question.unlike}
+        return self._ask(calls.neighbours_answer(question.source_id, **told, **asked))
 
     def redshift(self, question: Question, *, estimator: str | None) -> RedshiftAnswer:
-        return RedshiftAnswer.model_validate(self._ask(question, "redshift", estimator=estimator))
+        if question.cutout is not None:
+            return self._ask(calls.redshift(**self._cutout(question), estimator=estimator))
+        source_id = question.source_id
+        if question.position is not None:
+            source_id = self._ask(calls.source_at(*question.position)).source_id
+        return self._ask(calls.redshift(source_id, estimator=estimator))
 
 
-def open_asked(shelf: Path, url: str | None) -> Asked:
+def open_asked(shelf: Path, url: str | None, api_key: str | None = None) -> Asked:
     """The server at `url`, else the shelf on disk."""
-    return OverHttp(url) if url else OnDisk(shelf)
+    return OverHttp(url, api_key) if url else OnDisk(shelf)

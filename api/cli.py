@@ -94,6 +94,7 @@ def _question(parser: argparse.ArgumentParser) -> None:
         "--ebv", type=float, metavar="MAG", help="the cutout's Galactic reddening [its FITS header's EBV]"
     )
     parser.add_argument("--url", help="ask this server instead of the shelf on disk, e.g. http://127.0.0.1:8000")
+    parser.add_argument("--api-key", default=os.environ.get("REDSHELF_KEY") or None, help="of it [$REDSHELF_KEY]")
     parser.add_argument("--encoder", help="embedding space [the shelf's default]")
 
 

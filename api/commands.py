@@ -297,7 +297,7 @@ def search(arguments: Namespace) -> int:
     from redshelf.api import show
     from redshelf.api.ask import open_asked
 
-    asked, question = open_asked(_shelf(arguments), arguments.url), _question(arguments)
+    asked, question = open_asked(_shelf(arguments), arguments.url, arguments.api_key), _question(arguments)
     found = asked.neighbours(question, encoder=arguments.encoder, k=arguments.k)
     if arguments.json:
         print(found.model_dump_json())

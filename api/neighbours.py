@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Form, Query
+from fastapi import APIRouter, Form, Query, Request, Response
 
+from redshelf.api.caching import ByGeneration
 from redshelf.api.queries import (
     CutoutForm,
     InForce,
     NeighboursBody,
     NeighboursQuery,
-    NoQuery,
     RecallQuery,
     Shelf,
+    Tabular,
     band_list,
 )
+from redshelf.api.tables import TABLES, Wanted, respond
 from redshelf.service import examples, search, upload
 from redshelf.service.answers import NeighboursAnswer, RecallAnswer
+from redshelf.service.shelf import OpenShelf
 
-router = APIRouter(prefix="/v1", tags=["neighbours"])
+router = APIRouter(prefix="/v1", tags=["neighbours"], route_class=ByGeneration)
+live = APIRouter()  # of a GET whose answer is measured anew each time
 
 
-@router.get("/sources/{source_id}/neighbours", response_model=NeighboursAnswer)
+@router.get("/sources/{source_id}/neighbours", response_model=NeighboursAnswer, responses=TABLES)
 def of_source(
-    source_id: str, query: Annotated[NeighboursQuery, Query()], shelf: Shelf, settings: InForce
-) -> NeighboursAnswer:
+    request: Request,
+    source_id: str,
+    query: Annotated[NeighboursQuery, Query()],
+    shelf: Shelf,
+    settings: InForce,
+    format: Wanted,
+) -> Response:
     """The `k` sources nearest to this one in the encoder's space, itself never among them."""
-    return search.neighbours(shelf, source_id, **query.how(settings))
+    found = search.neighbours(shelf, source_id, **query.how(settings))
+    return respond(request, shelf, found, format, what="neighbours", of=source_id)
 
 
-@router.post("/neighbours", response_model=NeighboursAnswer)
-def of_query(
-    query: Annotated[NoQuery, Query()], body: NeighboursBody, shelf: Shelf, settings: InForce
-) -> NeighboursAnswer:
-    """The same, of a source by id, of the source at a position, of a vector of the encoder's space, of what a text
-    says, or of sources like the `positive` and unlike the `negative` ones."""
-    how = body.how(settings)
+def _asked(shelf: OpenShelf, body: NeighboursBody, how: dict[str, Any]) -> NeighboursAnswer:
     if body.vector is not None:
         return search.neighbours_of_vector(shelf, np.array(body.vector), **how)
     if body.text is not None:
@@ -53,22 +57,43 @@ def of_query(
     return search.neighbours(shelf, source_id, **how)
 
 
-@router.get("/recall", response_model=RecallAnswer)
+@router.post("/neighbours", response_model=NeighboursAnswer, responses=TABLES)
+def of_query(
+    request: Request,
+    query: Annotated[Tabular, Query()],
+    body: NeighboursBody,
+    shelf: Shelf,
+    settings: InForce,
+    format: Wanted,
+) -> Response:
+    """The same, of a source by id, of the source at a position, of a vector of the encoder's space, of what a text
+    says, or of sources like the `positive` and unlike the `negative` ones."""
+    found = _asked(shelf, body, body.how(settings))
+    return respond(request, shelf, found, format, what="neighbours", of=found.query)
+
+
+@live.get("/recall", response_model=RecallAnswer)
 def recall(query: Annotated[RecallQuery, Query()], shelf: Shelf) -> RecallAnswer:
     """How many of the true neighbours a search finds now: each of `n` sources is compared with every other one."""
     return search.live_recall(shelf, encoder=query.encoder, n=query.n)
 
 
-@router.post("/cutouts/neighbours", response_model=NeighboursAnswer)
+router.include_router(live)
+
+
+@router.post("/cutouts/neighbours", response_model=NeighboursAnswer, responses=TABLES)
 def of_cutout(
+    request: Request,
     query: Annotated[NeighboursQuery, Query()],
     form: Annotated[CutoutForm, Form(media_type="multipart/form-data")],
     shelf: Shelf,
     settings: InForce,
-) -> NeighboursAnswer:
+    format: Wanted,
+) -> Response:
     """The sources that look like an uploaded cutout. A cutout larger than the survey's is cut to its centre."""
     how = query.how(settings)
     chosen = upload.pixel_encoder(shelf, query.encoder)
     cutout = upload.read(form.file.file.read(), shelf.info, bands=band_list(form.bands), unit=form.unit, ebv=form.ebv)
     how |= {"encoder": chosen.name, "bands_missing": cutout.bands_missing}
-    return search.neighbours_of_vector(shelf, upload.embed(shelf, chosen, cutout), **how)
+    found = search.neighbours_of_vector(shelf, upload.embed(shelf, chosen, cutout), **how)
+    return respond(request, shelf, found, format, what="neighbours", of="cutout")

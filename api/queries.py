@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Annotated, Any, Literal, Self
 
-from fastapi import Depends, Request, UploadFile
+from fastapi import Depends, HTTPException, Request, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from redshelf.indexing.filters import Filters
-from redshelf.models.errors import BadInput
+from redshelf.models.errors import BadInput, Conflict
 from redshelf.service.answers import Problem
 from redshelf.service.examples import MAX_EXAMPLES, MAX_TEXT, Method
 from redshelf.service.explore import MAX_CONE_ARCSEC
@@ -30,6 +30,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem, "description": "What was named does not exist"},
     408: {"model": Problem, "description": "The body has not arrived in time"},
     409: {"model": Problem, "description": "The request contradicts what is stored"},
+    410: {"model": Problem, "description": "The `generation` that was named is no longer served"},
     413: {"model": Problem, "description": "The body is longer than this server takes"},
     422: {"model": Problem, "description": "A value is malformed or out of range"},
     429: {"model": Problem, "description": "Too many requests with this key or from this address; see Retry-After"},
@@ -39,7 +40,11 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 K = 10  # neighbours, where a request does not say
 N = 100  # sources of a list, likewise
+MAX_GENERATION = 1_000_000_000
 N_TEXT = f"how many; {N}, or the server's `max_k` where it is less"
+
+
+Format = Literal["json", "votable", "csv", "parquet", "fits"]
 
 
 class Strict(BaseModel):
@@ -50,6 +55,19 @@ class Strict(BaseModel):
 
 class NoQuery(Strict):
     """A route without parameters."""
+
+
+class OfGeneration(Strict):
+    generation: int | None = Field(
+        None,
+        ge=1,
+        lt=MAX_GENERATION,
+        description="answer from this generation or not at all: 410 where an older one was named, 409 a newer",
+    )
+
+
+class Tabular(OfGeneration):
+    format: Format | None = Field(None, description="of the list; by default what the Accept header prefers, else json")
 
 
 class FilterQuery(Strict):
@@ -75,7 +93,7 @@ class FilterQuery(Strict):
         return Filters(**{field.name: getattr(self, field.name) for field in fields(Filters)})
 
 
-class NeighboursQuery(FilterQuery):
+class Neighbourhood(FilterQuery):
     encoder: str | None = Field(None, description="an embedding space of /v1/shelf; the default one by default")
     k: int | None = Field(None, ge=1, le=1000, description=f"how many; {K}, or the server's `max_k` where it is less")
     exact: bool = Field(False, description="compare with every source, whatever the index is")
@@ -92,18 +110,26 @@ class NeighboursQuery(FilterQuery):
         return {**told, "k": how_many(self.k, settings), "filters": self.filters()}
 
 
+class NeighboursQuery(Tabular, Neighbourhood):
+    """Of a GET, which has no body."""
+
+
 class RecallQuery(Strict):
     encoder: str | None = Field(None, description="an embedding space of /v1/shelf; the default one by default")
     n: int = Field(20, ge=1, le=100, description="how many sources to ask about")
 
 
-class RedshiftQuery(Strict):
+class Redshift(Strict):
     encoder: str | None = Field(None, description="one of `redshifts` of /v1/shelf; the default one by default")
     estimator: str | None = Field(None, description="one of its `estimators`; the default one by default")
     pdf: bool = Field(True, description="with the density p(z)")
 
 
-class CutoutQuery(Strict):
+class RedshiftQuery(OfGeneration, Redshift):
+    """Of a GET, which has no body."""
+
+
+class CutoutQuery(OfGeneration):
     format: Literal["png", "fits"] = "png"
     bands: str | None = Field(
         None, description="comma-separated. png: one (grey) or three (red, green, blue); fits: any; by default all"
@@ -119,20 +145,24 @@ class Position(Strict):
     radius_arcsec: float = Field(5.0, gt=0, le=3600, description="how far the source may lie from the position")
 
 
-class Cone(Strict):
+class PositionQuery(OfGeneration, Position):
+    """Of a GET, which has no body."""
+
+
+class Cone(Tabular):
     ra_deg: float = Field(ge=0, lt=360)
     dec_deg: float = Field(ge=-90, le=90)
     radius_arcsec: float = Field(gt=0, le=MAX_CONE_ARCSEC)
     n: int | None = Field(None, ge=1, le=1000, description=N_TEXT)
 
 
-class CompareQuery(FilterQuery):
+class CompareQuery(Tabular, FilterQuery):
     encoders: str = Field(description="two embedding spaces of /v1/shelf, with a comma between them")
     k: int | None = Field(None, ge=1, le=1000, description=f"how many; {K}, or the server's `max_k` where it is less")
     exact: bool = Field(False, description="compare with every source, whatever the index is")
 
 
-class OutliersQuery(FilterQuery):
+class OutliersQuery(Tabular, FilterQuery):
     encoder: str | None = Field(None, description="an embedding space of /v1/shelf; the default one by default")
     n: int | None = Field(None, ge=1, le=1000, description=N_TEXT)
 
@@ -140,7 +170,7 @@ class OutliersQuery(FilterQuery):
 QUESTIONS = ("source_id", "position", "vector", "text", "positive")
 
 
-class NeighboursBody(NeighboursQuery):
+class NeighboursBody(Neighbourhood):
     """Exactly one of `source_id`, `position`, `vector` (of the encoder's space), `text` and `positive`."""
 
     source_id: str | None = None
@@ -169,7 +199,7 @@ class NeighboursBody(NeighboursQuery):
         return self
 
 
-class RedshiftsBody(RedshiftQuery):
+class RedshiftsBody(Redshift):
     ids: list[str] = Field(min_length=1)
 
 
@@ -194,8 +224,21 @@ async def _serving(request: Request) -> Serving:
 
 
 async def _shelf(request: Request) -> OpenShelf:
-    """The generation that is served now, taken once a request: an answer never mixes two."""
-    shelf = serving_of(request).current
+    """The generation that is served now, taken once a request: an answer never mixes two. Where the request names
+    another one it is refused."""
+    shelf = await _served(request)
+    named, served = request.query_params.get("generation", ""), shelf.generation.number
+    if named.isascii() and named.isdigit() and 0 < int(named[:10]) < MAX_GENERATION and int(named) != served:
+        instead = f"this server answers from generation {served}: leave `generation` out, or name that one"
+        if int(named) > served:
+            raise Conflict(f"generation={named} is not served yet; {instead}")
+        raise HTTPException(410, f"generation={named} is no longer served; {instead}")
+    return shelf
+
+
+async def _served(request: Request) -> OpenShelf:
+    """The same, whatever the request names: the Virtual Observatory ignores parameters that it does not know."""
+    shelf: OpenShelf = getattr(request.state, "shelf", None) or serving_of(request).current
     request.state.generation = shelf.generation.number  # for the log
     return shelf
 
@@ -206,6 +249,7 @@ async def _settings(request: Request) -> Settings:
 
 
 Shelf = Annotated[OpenShelf, Depends(_shelf)]
+Served = Annotated[OpenShelf, Depends(_served)]
 InService = Annotated[Serving, Depends(_serving)]
 InForce = Annotated[Settings, Depends(_settings)]
 

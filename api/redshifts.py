@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Query
+from fastapi import APIRouter, Form, Query, Request, Response
 
-from redshelf.api.queries import CutoutForm, InForce, NoQuery, RedshiftQuery, RedshiftsBody, Shelf, at_most, band_list
+from redshelf.api.caching import ByGeneration
+from redshelf.api.queries import CutoutForm, InForce, RedshiftQuery, RedshiftsBody, Shelf, Tabular, at_most, band_list
+from redshelf.api.tables import TABLES, Wanted, respond, with_densities
 from redshelf.service import redshift, upload
 from redshelf.service.answers import RedshiftAnswer, RedshiftsAnswer
 
-router = APIRouter(prefix="/v1", tags=["redshifts"])
+router = APIRouter(prefix="/v1", tags=["redshifts"], route_class=ByGeneration)
 
 
 @router.get("/sources/{source_id}/redshift", response_model=RedshiftAnswer)
-def of_source(source_id: str, query: Annotated[RedshiftQuery, Query()], shelf: Shelf) -> RedshiftAnswer:
+def of_source(request: Request, source_id: str, query: Annotated[RedshiftQuery, Query()], shelf: Shelf) -> Response:
     """p(z) of a source, with its support. A labelled source is never its own neighbour."""
-    return redshift.redshifts(shelf, [source_id], encoder=query.encoder, estimator=query.estimator, pdf=query.pdf)[0]
+    told: dict[str, Any] = {name: getattr(query, name) for name in ("encoder", "estimator", "pdf")}
+    return respond(request, shelf, redshift.redshifts(shelf, [source_id], **told)[0])
 
 
-@router.post("/redshifts", response_model=RedshiftsAnswer)
+@router.post("/redshifts", response_model=RedshiftsAnswer, responses=TABLES)
 def of_sources(
-    query: Annotated[NoQuery, Query()], body: RedshiftsBody, shelf: Shelf, settings: InForce
-) -> RedshiftsAnswer:
-    """The same of many sources, in the order of `ids`; one unknown id is a 404 for all."""
+    request: Request,
+    query: Annotated[Tabular, Query()],
+    body: RedshiftsBody,
+    shelf: Shelf,
+    settings: InForce,
+    format: Wanted,
+) -> Response:
+    """The same of many sources, in the order of `ids`; one unknown id is a 404 for all. A CSV has no densities."""
+    pdf = with_densities(format, body.pdf, said="pdf" in body.model_fields_set)
     at_most("number of ids", len(body.ids), settings.max_batch)
-    found = redshift.redshifts(shelf, body.ids, encoder=body.encoder, estimator=body.estimator, pdf=body.pdf)
-    return RedshiftsAnswer(redshifts=found)
+    found = redshift.redshifts(shelf, body.ids, encoder=body.encoder, estimator=body.estimator, pdf=pdf)
+    return respond(request, shelf, RedshiftsAnswer(redshifts=found), format, what="redshifts", pdf=pdf)
 
 
 @router.post("/cutouts/redshift", response_model=RedshiftAnswer)

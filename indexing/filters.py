@@ -68,6 +68,30 @@ def separation_arcsec(
     return np.asarray(np.degrees(2 * np.arcsin(np.sqrt(np.clip(half, 0, 1)))) * 3600)
 
 
+def _beside(
+    ra_deg: npt.NDArray[np.float64], ra0_deg: float, dec0_deg: float, radius_deg: float
+) -> npt.NDArray[np.bool_]:
+    """Which right ascensions (n,) a cone that holds no pole reaches at all: much less work than distances."""
+    sine = min(1.0, np.sin(np.radians(radius_deg)) / np.cos(np.radians(dec0_deg)))
+    reach = np.degrees(np.arcsin(sine)) + 1e-5  # by which the arc sine near 1 is wrong, and some more
+    low, high = ra0_deg - reach, ra0_deg + reach
+    inside = (ra_deg >= low) & (ra_deg <= high)
+    if low < 0:
+        inside |= ra_deg >= low + 360
+    if high >= 360:
+        inside |= ra_deg <= high - 360
+    return np.asarray(inside)
+
+
+def nearest_first(distance: npt.NDArray[np.float64], n: int) -> npt.NDArray[np.int64]:
+    """Positions of the `n` smallest of `distance` (N,), smallest first, of equal ones the first; the rest is not
+    sorted."""
+    if not 0 < n < len(distance):
+        return np.argsort(distance, kind="stable")[: max(n, 0)]
+    some = np.flatnonzero(distance <= np.partition(distance, n - 1)[n - 1])
+    return some[np.argsort(distance[some], kind="stable")[:n]]
+
+
 def near(
     columns: Columns, ra_deg: float, dec_deg: float, radius_arcsec: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
@@ -76,7 +100,9 @@ def near(
     half = radius_arcsec / 3600 * (1 + 1e-9) + 1e-9
     first, past = np.searchsorted(columns["dec_sorted"], [dec_deg - half, dec_deg + half])
     rows = np.asarray(columns["dec_order"][first:past])
-    distance = separation_arcsec(columns["ra"][rows], columns["dec"][rows], ra_deg, dec_deg)
+    if abs(dec_deg) + half < 90:  # else it holds a pole, and with it every right ascension
+        rows = rows[_beside(np.asarray(columns["ra"])[rows], ra_deg, dec_deg, half)]
+    distance = separation_arcsec(np.asarray(columns["ra"])[rows], np.asarray(columns["dec"])[rows], ra_deg, dec_deg)
     inside = distance <= radius_arcsec
     return rows[inside], distance[inside]
 

@@ -88,7 +88,9 @@ class SourceAnswer(Answer):
     flags: list[str]
     ebv: float | None
     z_spec: float | None
+    z_error: float | None
     z_kind: str | None
+    z_quality: float | None
     z_survey: str | None
     z_reference: float | None
     z_phot: float | None
@@ -97,19 +99,26 @@ class SourceAnswer(Answer):
     links: dict[str, str]
 
 
-class Neighbour(Answer):
+class Listed(Answer):
+    """What every list of sources says of each."""
+
     source_id: str
+    ra_deg: float
+    dec_deg: float
+    z_spec: float | None
+    z_error: float | None = Field(description="of the label, null where its catalogue gives none")
+    z_kind: str | None
+    z_quality: float | None = Field(description="of the label, in its catalogue's own scale")
+    z_phot: float | None
+    object_class: str
+
+
+class Neighbour(Listed):
     rank: int
     distance: float = Field(
         description="Euclidean, in the encoder's space, from the query; of a classifier's answer, from the mean of the "
         "positive sources"
     )
-    ra_deg: float
-    dec_deg: float
-    z_spec: float | None
-    z_kind: str | None
-    z_phot: float | None
-    object_class: str
     score: float | None = Field(None, description="of the classifier, by which its answer is ordered: 1 is positive")
 
 
@@ -134,15 +143,8 @@ class NeighboursAnswer(Answer):
     neighbours: list[Neighbour]
 
 
-class ConeSource(Answer):
-    source_id: str
+class ConeSource(Listed):
     separation_arcsec: float
-    ra_deg: float
-    dec_deg: float
-    z_spec: float | None
-    z_kind: str | None
-    z_phot: float | None
-    object_class: str
 
 
 class ConeAnswer(Answer):
@@ -171,16 +173,9 @@ class CompareAnswer(Answer):
     )
 
 
-class Outlier(Answer):
-    source_id: str
+class Outlier(Listed):
     rank: int
     distance: float = Field(description="to the 10th nearest other source, Euclidean, in the encoder's space")
-    ra_deg: float
-    dec_deg: float
-    z_spec: float | None
-    z_kind: str | None
-    z_phot: float | None
-    object_class: str
 
 
 class OutliersAnswer(Answer):

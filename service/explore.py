@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from redshelf.indexing.filters import Filters, near, row_mask
+from redshelf.indexing.filters import Filters, near, nearest_first, row_mask
 from redshelf.models import ranking
 from redshelf.models.errors import BadInput
 from redshelf.service.answers import CompareAnswer, ConeAnswer, ConeSource, Outlier, OutliersAnswer
-from redshelf.service.search import check_number, check_position, listed, neighbours
+from redshelf.service.listing import listed
+from redshelf.service.search import check_number, check_position, neighbours
 from redshelf.service.shelf import OpenShelf
 
 MAX_CONE_ARCSEC = 36_000.0  # ten degrees: every source at these declinations is looked at
@@ -25,10 +24,10 @@ def cone(shelf: OpenShelf, ra_deg: float, dec_deg: float, radius_arcsec: float, 
     if not 0 < radius_arcsec <= MAX_CONE_ARCSEC:
         raise BadInput(f"radius_arcsec={radius_arcsec}: expected 0 < radius_arcsec <= {MAX_CONE_ARCSEC:g}")
     rows, separation = near(shelf.columns, ra_deg, dec_deg, radius_arcsec)
-    first = np.argsort(separation, kind="stable")[:n]
+    first = nearest_first(separation, n)
     sources = [
-        ConeSource(separation_arcsec=arcsec, **listed(shelf, row))
-        for row, arcsec in zip(rows[first].tolist(), separation[first].tolist(), strict=True)
+        ConeSource(separation_arcsec=arcsec, **one)
+        for one, arcsec in zip(listed(shelf, rows[first]), separation[first].tolist(), strict=True)
     ]
     return ConeAnswer(
         ra_deg=ra_deg,
@@ -80,7 +79,7 @@ def outliers(
     mask = row_mask(shelf.columns, filters, bands=shelf.info.band_names)
     passing = index.known if mask is None else mask & index.known
     kept = passing[index.isolated.rows]
-    rows, distance = index.isolated.rows[kept][:n].tolist(), index.isolated.distance[kept][:n].tolist()
+    rows, distance = index.isolated.rows[kept][:n], index.isolated.distance[kept][:n]
     return OutliersAnswer(
         encoder=chosen.name,
         revision=chosen.published.revision,
@@ -89,7 +88,7 @@ def outliers(
         n_matching=int(passing.sum()),
         n_kept=int(kept.sum()),
         outliers=[
-            Outlier(rank=rank, distance=d, **listed(shelf, row))
-            for rank, (row, d) in enumerate(zip(rows, distance, strict=True), start=1)
+            Outlier(rank=rank, distance=d, **one)
+            for rank, (one, d) in enumerate(zip(listed(shelf, rows), distance.tolist(), strict=True), start=1)
         ],
     )

@@ -16,20 +16,15 @@ import pyarrow as pa
 
 from redshelf.indexing import joining
 from redshelf.indexing.outputs import Table
+from redshelf.models import support
+from redshelf.service.fields import PERCENT, field
 from redshelf.service.redshift import REASONS, calibration, choose, estimate, is_refused, judge, numbers
 from redshelf.service.shelf import OpenRedshift, OpenShelf
 
 FORMATS = ("parquet", "fits", "hdf5")
 POINTS = ("z_median", "z_mode", "z_q16", "z_q84", "z_q025", "z_q975")
-CONFORMAL = tuple(f"conformal_{side}_{percent}" for percent in (68, 95) for side in ("low", "high"))
-SUPPORT = {
-    "distance_ratio": "to the 5th labelled neighbour; above 1 no labelled source is near",
-    "labels_in_radius": "labelled neighbours, of 20, nearer than the 10th target of as many as there are labels",
-    "effective_neighbours": "labelled",
-    "beyond_labels": "probability beyond the 99.5th percentile of the labelled redshifts",
-    "disagreement": "of nearest neighbours and network, |difference| / (1 + z)",
-    "mass_at_infinity": "share of the conformal distribution that no label stands for",
-}
+CONFORMAL = tuple(f"conformal_{side}_{percent}" for percent in PERCENT for side in ("low", "high"))
+SUPPORT = support.NUMBERS
 BITS = "\n".join(f"{1 << bit} is {reason}" for bit, reason in enumerate(REASONS))
 
 
@@ -53,20 +48,11 @@ def _told(shelf: OpenShelf, fit: OpenRedshift, estimator: str) -> dict[str, Any]
 
 
 def _schema(format: str, told: dict[str, Any], edges: npt.NDArray[np.float64]) -> pa.Schema:
-    words, real = format == "parquet", pa.float64()
-    fields = [
-        pa.field("source_id", pa.string()),
-        pa.field("ra_deg", real, metadata={"unit": "deg"}),
-        pa.field("dec_deg", real, metadata={"unit": "deg"}),
-        *(pa.field(name, real) for name in POINTS),
-        *(pa.field(name, real, metadata={"says": "absent where the labels cannot promise it"}) for name in CONFORMAL),
-        pa.field("in_support", pa.bool_()),
-        pa.field("reasons", pa.list_(pa.string()))
-        if words
-        else pa.field("reasons", pa.int32(), metadata={"says": BITS}),
-        *(pa.field(name, real, metadata={"says": says}) for name, says in SUPPORT.items()),
-        pa.field("z_spec", real, metadata={"says": "of the label, where there is one"}),
-    ]
+    names = ("source_id", "ra_deg", "dec_deg", *POINTS, *CONFORMAL, "in_support", "reasons", *SUPPORT, "z_spec")
+    reasons = (
+        field("reasons", pa.list_(pa.string())) if format == "parquet" else field("reasons", pa.int32(), says=BITS)
+    )
+    fields = [reasons if name == "reasons" else field(name) for name in names]
     if format == "hdf5":
         list_of = pa.list_(pa.float32(), len(edges) - 1)
         fields.append(pa.field(joining.PDF, list_of, metadata={"edges": json.dumps(edges.tolist())}))

@@ -6,6 +6,7 @@ that two thumbnails side by side can be compared.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from io import BytesIO
 from math import isfinite
 
@@ -80,12 +81,42 @@ def png(shelf: OpenShelf, row: int, *, bands: tuple[str, ...] | None = None, str
     return stream.getvalue()
 
 
+def imaged(shelf: OpenShelf) -> tuple[str, ...]:
+    """The bands of the survey that have images."""
+    return tuple(band.name for band in shelf.info.bands if isfinite(band.noise_ujy))
+
+
+@dataclass(frozen=True)
+class Circle:
+    """A part of the sky, in degrees."""
+
+    ra_deg: float
+    dec_deg: float
+    radius_deg: float
+
+    def box(self, ra_deg: float, dec_deg: float, *, size_px: int, scale_arcsec: float) -> tuple[slice, slice] | None:
+        """Rows and columns of a stamp around a position that the circle touches; None where it misses the stamp."""
+        ra, dec, ra0, dec0 = np.radians([self.ra_deg, self.dec_deg, ra_deg, dec_deg])
+        along = np.sin(dec0) * np.sin(dec) + np.cos(dec0) * np.cos(dec) * np.cos(ra - ra0)
+        if along < 0.5:  # 60 degrees away, where a tangential plane ends to make sense
+            return None
+        xi = np.cos(dec) * np.sin(ra - ra0) / along
+        eta = (np.cos(dec0) * np.sin(dec) - np.sin(dec0) * np.cos(dec) * np.cos(ra - ra0)) / along
+        px, radius = np.degrees([-xi, eta]) * 3600 / scale_arcsec + size_px // 2, self.radius_deg * 3600 / scale_arcsec
+        low, high = np.floor(px - radius + 0.5), np.floor(px + radius + 0.5) + 1
+        x, y = (slice(int(max(0, a)), int(max(0, min(size_px, b)))) for a, b in zip(low, high, strict=True))
+        return (y, x) if x.start < x.stop and y.start < y.stop else None
+
+
 @timed("render")
-def fits(shelf: OpenShelf, row: int, *, bands: tuple[str, ...] | None = None) -> bytes:
+def fits(
+    shelf: OpenShelf, row: int, *, bands: tuple[str, ...] | None = None, box: tuple[slice, slice] | None = None
+) -> bytes:
     """The cutout of `row` as FITS: an image HDU a band, in microjansky, bad pixels NaN, with a tangential WCS.
 
-    By default of every band that has images. The reddening is in the first header, since encoders see it too. North up
-    and east left is assumed: a shelf does not keep the rotation of its mosaics.
+    By default of every band that has images, and all of it; `box`: these rows and columns. The reddening is in the
+    first header, since encoders see it too. North up and east left is assumed: a shelf does not keep the rotation of
+    its mosaics.
     """
     from astropy.io import fits as astropy_fits
 
@@ -100,9 +131,10 @@ def fits(shelf: OpenShelf, row: int, *, bands: tuple[str, ...] | None = None) ->
     primary.header["COMMENT"] = "Orientation north up, east left assumed; the source is within half a pixel of CRPIX."
     hdus = [primary]
     degrees = info.pixel_scale_arcsec / 3600
-    imaged = tuple(band.name for band in info.bands if isfinite(band.noise_ujy))
-    for i in _chosen(shelf, bands or imaged):
-        image = np.where(mask[i], np.nan, pixels[i] * info.bands[i].noise_ujy).astype(np.float32)
+    whole = slice(0, info.cutout_px)
+    y, x = box or (whole, whole)
+    for i in _chosen(shelf, bands or imaged(shelf)):
+        image = np.where(mask[i], np.nan, pixels[i] * info.bands[i].noise_ujy).astype(np.float32)[y, x]
         hdu = astropy_fits.ImageHDU(image, name=info.bands[i].name)
         hdu.header.update(
             {
@@ -115,8 +147,8 @@ def fits(shelf: OpenShelf, row: int, *, bands: tuple[str, ...] | None = None) ->
                 "CUNIT2": "deg",
                 "CRVAL1": float(columns["ra"][row]),
                 "CRVAL2": float(columns["dec"][row]),
-                "CRPIX1": info.cutout_px // 2 + 1.0,
-                "CRPIX2": info.cutout_px // 2 + 1.0,
+                "CRPIX1": info.cutout_px // 2 + 1.0 - x.start,
+                "CRPIX2": info.cutout_px // 2 + 1.0 - y.start,
                 "CD1_1": -degrees,
                 "CD1_2": 0.0,
                 "CD2_1": 0.0,

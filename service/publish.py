@@ -132,11 +132,12 @@ def _columns(bands: tuple[str, ...], sources: Any, labels: Any | None, deleted: 
     object_class = np.array([columns.CLASSES.index(c) for c in table["object_class"].to_pylist()], dtype=np.int8)
     n = len(ids)
     z_spec, z_kind = np.full(n, np.nan, dtype=np.float32), np.zeros(n, dtype=np.int8)
-    z_survey = np.zeros(n, dtype="S64")
+    z_error, z_quality, z_survey = z_spec.copy(), z_spec.copy(), np.zeros(n, dtype="S64")
     if labels is not None:
         known = deletions.keep(labels.to_table(), ~deleted)  # a delete that was killed leaves some
         rows = known["row"].to_numpy()
         z_spec[rows] = known["z_spec"].to_numpy()
+        z_error[rows], z_quality[rows] = known["z_error"].to_numpy(), known["z_quality"].to_numpy()
         z_kind[rows] = [columns.KINDS.index(kind) for kind in known["z_kind"].to_pylist()]
         z_survey[rows] = _string_column(known["z_survey"].to_pylist(), 64)
         # a spectrum knows better than the catalogue what the source is
@@ -156,7 +157,9 @@ def _columns(bands: tuple[str, ...], sources: Any, labels: Any | None, deleted: 
         "flags": table["flags"].to_numpy(),
         "object_class": object_class,
         "z_spec": z_spec,
+        "z_error": z_error,
         "z_kind": z_kind,
+        "z_quality": z_quality,
         "z_survey": z_survey,
         "z_reference": table["z_reference"].to_numpy(),
     }

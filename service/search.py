@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from redshelf.indexing import ann
-from redshelf.indexing.columns import CLASSES, KINDS
 from redshelf.indexing.filters import Filters, near
-from redshelf.indexing.layout import finite_or_none
 from redshelf.models.errors import BadInput, NotFound
 from redshelf.service.answers import Neighbour, NeighboursAnswer, RecallAnswer
+from redshelf.service.listing import listed
 from redshelf.service.shelf import OpenEncoder, OpenShelf
 from redshelf.service.stages import timed
 
@@ -108,20 +107,6 @@ def scope(
     return Scope(encoder, among, gone, n_matching)
 
 
-def listed(shelf: OpenShelf, row: int) -> dict[str, Any]:
-    """What every list of sources says of each."""
-    columns = shelf.columns
-    return {
-        "source_id": shelf.source_id(row),
-        "ra_deg": float(columns["ra"][row]),
-        "dec_deg": float(columns["dec"][row]),
-        "z_spec": finite_or_none(columns["z_spec"][row]),
-        "z_kind": KINDS[columns["z_kind"][row]] or None,
-        "z_phot": finite_or_none(columns["z_phot"][row]),
-        "object_class": CLASSES[columns["object_class"][row]],
-    }
-
-
 @timed("hydrate")
 def answer(
     shelf: OpenShelf,
@@ -137,7 +122,7 @@ def answer(
     """The answer that has these rows (n,) in this order; `more` are fields that not every question has."""
     encoder = within.encoder
     exact = exact or within.compares_all
-    ranked = enumerate(zip(rows.tolist(), distance.tolist(), strict=True), start=1)
+    ranked = enumerate(zip(listed(shelf, rows), distance.tolist(), strict=True), start=1)
     return NeighboursAnswer(
         query=None if row is None else shelf.source_id(row),
         encoder=encoder.name,
@@ -147,7 +132,7 @@ def answer(
         recall=1.0 if exact else encoder.index.recall,
         n_matching=within.n_matching,
         complete=complete,
-        neighbours=[Neighbour(rank=rank, distance=d, **listed(shelf, r)) for rank, (r, d) in ranked],
+        neighbours=[Neighbour(rank=rank, distance=d, **one) for rank, (one, d) in ranked],
         **more,
     )
 

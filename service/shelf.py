@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -178,6 +179,11 @@ class OpenShelf:
     def selection(self, encoder: OpenEncoder, filters: Filters) -> ann.Selection | None:
         """The rows that pass `filters`, but for `exclude_radius_arcsec`, for searches with `encoder`; None for all."""
         return self._selections(encoder.name, replace(filters, exclude_radius_arcsec=None))
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of all that was published: two generations that answer alike have the same one, no others."""
+        return hashlib.sha256(self.generation.model_dump_json().encode()).hexdigest()
 
     @cached_property
     def usual_ebv(self) -> float:

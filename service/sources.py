@@ -7,7 +7,6 @@ from urllib.parse import quote
 
 import numpy as np
 
-from redshelf.indexing.columns import CLASSES, KINDS
 from redshelf.indexing.layout import finite_or_none
 from redshelf.indexing.store import FLAG_MASKED, FLAG_NO_TILE
 from redshelf.models.bands import State, flux_to_ab
@@ -20,6 +19,7 @@ from redshelf.service.answers import (
     ShelfAnswer,
     SourceAnswer,
 )
+from redshelf.service.listing import listed
 from redshelf.service.settings import Settings
 from redshelf.service.shelf import OpenShelf
 
@@ -29,7 +29,7 @@ FLAG_WORDS = {FLAG_MASKED: "masked", FLAG_NO_TILE: "no_tile"}
 def iau_name(ra_deg: float, dec_deg: float) -> str:
     """JHHMMSS.ss+DDMMSS.s; digits are truncated, never rounded, as the IAU asks."""
     # counted in 0.01 s and 0.1 arcsec; 1e-6 undoes float noise such as 27.96 stored as 27.959999999999
-    ra, dec = floor(ra_deg * 24000 + 1e-6), floor(abs(dec_deg) * 36000 + 1e-6)
+    ra, dec = floor(ra_deg * 24000 + 1e-6) % 8_640_000, floor(abs(dec_deg) * 36000 + 1e-6)
     ra_second, dec_second = ra % 6000 / 100, dec % 600 / 10
     sign = "-" if dec_deg < 0 else "+"
     return (
@@ -43,7 +43,7 @@ def source(shelf: OpenShelf, source_id: str) -> SourceAnswer:
     row, columns = shelf.row(source_id), shelf.columns
     ra, dec = float(columns["ra"][row]), float(columns["dec"][row])
     flags = int(columns["flags"][row])
-    z_spec = finite_or_none(columns["z_spec"][row])
+    label = listed(shelf, np.array([row]))[0]
     here = f"/v1/sources/{quote(source_id, safe='')}"
     links = {"self": here, "neighbours": f"{here}/neighbours", "redshift": f"{here}/redshift"}
     if shelf.info.has_images:
@@ -67,14 +67,11 @@ def source(shelf: OpenShelf, source_id: str) -> SourceAnswer:
         ra_deg=ra,
         dec_deg=dec,
         tile=bytes(columns["tile"][row]).decode(),
-        object_class=CLASSES[columns["object_class"][row]],
         flags=[word for bit, word in FLAG_WORDS.items() if flags & bit],
         ebv=finite_or_none(columns["ebv"][row]),
-        z_spec=z_spec,
-        z_kind=KINDS[columns["z_kind"][row]] or None,
+        **{name: label[name] for name in ("z_spec", "z_error", "z_kind", "z_quality", "z_phot", "object_class")},
         z_survey=bytes(columns["z_survey"][row]).decode() or None,
         z_reference=finite_or_none(columns["z_reference"][row]),
-        z_phot=finite_or_none(columns["z_phot"][row]),
         photometry=photometry,
         generation=shelf.generation.number,
         links=links,

@@ -118,7 +118,9 @@ def test_answers_refuse_unknown_fields_and_round_trip() -> None:
         ra_deg=1,
         dec_deg=2,
         z_spec=None,
+        z_error=None,
         z_kind=None,
+        z_quality=None,
         z_phot=0.3,
         object_class="star",
     )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_ivf import DIM, VECTORS
 
 from redshelf.indexing import ann, assembly, columns
-from redshelf.indexing.filters import Filters
+from redshelf.indexing.filters import Filters, nearest_first
 from redshelf.indexing.generation import Generation, PublishedEncoder
 from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.models.bands import Band
@@ -163,3 +163,12 @@ def test_any_filters_keep_what_an_oracle_keeps_and_find_its_nearest(shelf: OpenS
 
     one()
     assert wanted > 100 and hits / wanted >= 0.95, f"{hits} of {wanted} true neighbours found by inverted lists"
+
+
+def test_the_first_of_a_list_are_those_of_sorting_it_whole() -> None:
+    rng = np.random.default_rng(5)
+    for size in (0, 1, 7, 400):
+        distance = rng.integers(0, 30, size).astype(float)  # many are equal
+        for n in (0, 1, 3, size, size + 5):
+            expected = np.argsort(distance, kind="stable")[:n]
+            np.testing.assert_array_equal(nearest_first(distance, n), expected)

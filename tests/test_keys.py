@@ -174,7 +174,7 @@ def test_where_others_reach_it_everything_needs_a_key_but_what_tells_that_it_liv
     assert key is not None
     for headers in (bearer(key), {"x-api-key": key}, {"authorization": f"bearer  {key} "}):
         answer = client.get("/v1/shelf", headers=headers)
-        assert answer.status_code == 200 and answer.headers["cache-control"] == "private"
+        assert answer.status_code == 200 and answer.headers["cache-control"].startswith("private")
     for headers in ({"authorization": f"Basic {key}"}, {"authorization": key}, {"x-api-key": f"{key}x"}, bearer("")):
         assert client.get("/v1/shelf", headers=headers).status_code == 401
 
