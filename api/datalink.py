@@ -110,7 +110,7 @@ def _soda(request: Request, shelf: OpenShelf, source_ids: list[str]) -> str:
 @router.get(
     "/datalink",
     response_class=Response,
-    responses={200: {"content": {LINKS: {}}, "description": "The links, or INFO elements that say what is wrong"}},
+    responses={200: {"content": {LINKS: {}, dali.TEXT_XML: {}}, "description": "The links, or what is wrong"}},
     openapi_extra=dali.documented(ID=f"of the source; up to {MAX_IDS} of them", RESPONSEFORMAT="votable"),
 )
 def datalink(request: Request, shelf: Served) -> Response:

@@ -17,6 +17,7 @@ from redshelf.api.queries import Format
 from redshelf.indexing import tabular
 from redshelf.models.errors import BadInput
 from redshelf.service import tables
+from redshelf.service.answers import Problem
 from redshelf.service.shelf import OpenShelf
 
 JSON = "application/json"
@@ -32,7 +33,7 @@ PINNED = ("encoder", "estimator")  # what a permalink says beside the generation
 # for the routes' `responses=`: what else a 200 may be, and that nothing else can be had
 TABLES: dict[int | str, dict[str, Any]] = {
     200: {"content": {one.media: {} for one in tabular.FORMATS.values()}, "description": "As JSON, or its list"},
-    406: {"description": "The Accept header names no format that the list is written in"},
+    406: {"model": Problem, "description": "The Accept header names no format that the list is written in"},
 }
 
 
