@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from redshelf.models.bank import exact_neighbours
+from redshelf.models.bank import Bank, exact_neighbours
 from redshelf.models.errors import BadInput
 from redshelf.models.knn import kernel_weights, local_samples, row_quantile
 from redshelf.models.pdf import Pdf
@@ -84,9 +85,17 @@ class Support:
     z_limit: float
     targets: npt.NDArray[np.float32]
 
+    @cached_property
+    def _labels(self) -> Bank:
+        return Bank(self.bank)  # kept, since to build its tree takes longer than to answer for one source
+
+    @cached_property
+    def _wanted(self) -> Bank:
+        return Bank(self.targets)
+
     def distance_ratio(self, points: npt.ArrayLike, *, exclude: npt.ArrayLike | None = None) -> Floats:
         """d_5 of `points` (N, D) over the 99th percentile of d_5 among the labels, (N,); `exclude` hides labels."""
-        distance, _ = exact_neighbours(self.bank, points, NEIGHBOUR, exclude=exclude)
+        distance, _ = self._labels.nearest(points, NEIGHBOUR, exclude=exclude)
         return np.asarray(distance[:, -1] / self.unit_distance)
 
     def radius(self, points: npt.ArrayLike) -> Floats:
@@ -94,7 +103,7 @@ class Support:
         if not len(self.targets):
             return np.full(len(np.asarray(points)), np.nan)
         k = min(RADIUS_TARGETS + 1, len(self.targets))
-        distance, _ = exact_neighbours(self.targets, points, k)
+        distance, _ = self._wanted.nearest(points, k)
         itself = distance[:, 0] < ITSELF * self.unit_distance
         return np.asarray(distance[np.arange(len(distance)), np.minimum(RADIUS_TARGETS - 1 + itself, k - 1)])
 
@@ -118,7 +127,7 @@ class Support:
         if distances is None or distances.shape[1] < NEIGHBOUR:
             spare = 0 if exclude is None else np.asarray(exclude).reshape(len(pdf), -1).shape[1]
             counted = max(NEIGHBOUR, min(MOST_COUNTED, len(self.bank) - spare))
-            distances, _ = exact_neighbours(self.bank, points, counted, exclude=exclude)
+            distances, _ = self._labels.nearest(points, counted, exclude=exclude)
         ratio = distances[:, NEIGHBOUR - 1] / self.unit_distance
         radius = self.radius(points)
         within = (distances[:, :MOST_COUNTED] <= radius[:, None]).sum(axis=1)
