@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 import pyarrow as pa
 
-from redshelf.indexing.joining import facts_of, list_size, plain, says
+from redshelf.indexing.joining import facts_of, lines_of, list_size, plain, says
 
 Serialization = Literal["tabledata", "binary2"]
 NAMESPACE = "http://www.ivoa.net/xml/VOTable/v1.3"  # that of 1.4 too
@@ -146,13 +146,7 @@ def table(
 ) -> str:
     """A TABLE: its facts as PARAMs, its columns as FIELDs whose ID is their name, and its rows. `ucds` take
     the place of the columns' own."""
-    import pyarrow.compute as pc
-
-    widths = {
-        field.name: max(1, pc.max(pc.binary_length(column)).as_py() or 0)
-        for field, column in zip(table.schema, table.columns, strict=True)
-        if pa.types.is_string(field.type)
-    }
+    widths = lines_of(table).widths()
     told = "".join(param(name, value) for name, value in facts_of(table.schema).items())
     fields = "".join(_field(field, widths.get(field.name), ucds or {}, serialization) for field in table.schema)
     data = element("DATA", "\n" + ROWS[serialization](table, widths)) if len(table) else ""
