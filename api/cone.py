@@ -80,7 +80,10 @@ def _search(request: Request, shelf: OpenShelf) -> Response:
     "/scs",
     response_class=Response,
     responses={
-        200: {"content": {"text/xml": {}}, "description": "The sources, or INFO elements that say what is wrong"}
+        200: {
+            "content": {one.media: {} for one in dali.FORMATS.values()},
+            "description": "The sources, or INFO elements that say what is wrong",
+        }
     },
     openapi_extra=dali.documented(**PARAMETERS),
 )
