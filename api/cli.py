@@ -120,10 +120,17 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--sources", type=int, default=4000, metavar="N", help="[4000]")
     p.add_argument("--bands", default="u,g,r,i,z,y", help="comma-separated [u,g,r,i,z,y]")
     p.add_argument(
-        "--scenario", choices=("s0", "s1"), default="s1", help="labels: s0 representative, s1 by brightness [s1]"
+        "--scenario",
+        choices=("s0", "s1", "s2"),
+        default="s1",
+        help="labels: s0 representative, s1 by brightness and colour, s2 by redshift too, as spectrographs do [s1]",
     )
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--catalogue-only", action="store_true", help="no images")
+    p.add_argument("--two-depths", action="store_true", help="half of the field is shallower by a magnitude")
+    p.add_argument("--u-star", action="store_true", help="half of the field has the band ustar instead of u")
+    p.add_argument("--missing-nir", action="store_true", help="half of the field has no Y, J, H and Ks")
+    p.add_argument("--wrong-redshifts", action="store_true", help="1%% of the labels have a wrong redshift")
     p.add_argument("--json", action="store_true", help="print JSON")
 
     p = add("ingest", "read a survey's catalogue and images into the shelf; resumable")

@@ -51,6 +51,10 @@ def simulate(arguments: Namespace) -> int:
         scenario=arguments.scenario,
         seed=arguments.seed,
         catalogue_only=arguments.catalogue_only,
+        two_depths=arguments.two_depths,
+        u_star=arguments.u_star,
+        missing_nir=arguments.missing_nir,
+        wrong_redshifts=arguments.wrong_redshifts,
         progress=_progress(),
     )
     return _report({"survey": written}, arguments)

@@ -22,7 +22,7 @@ APERTURE_FWHM_ARCSEC, WIDE_FWHM_ARCSEC = 1.5, 2.2
 RADIUS_PX = 22  # weights are below 1e-3 of their peak outside
 MAX_LOST = 0.1  # a source that loses more of its light to bad pixels has no flux
 SATURATED_RADIUS_PX = 6
-DETECTION_ORDER = ("i", "r", "z", "g", "y", "Y", "J", "H", "Ks", "u")
+DETECTION_ORDER = ("i", "r", "z", "g", "y", "Y", "J", "H", "Ks", "u", "ustar")
 
 
 def detection_band(names: tuple[str, ...]) -> str:

@@ -27,6 +27,9 @@ STAR_SLOPE = 0.12  # of log10 counts per magnitude
 SED_SCATTER = 0.05
 LINE_SCATTER_DEX = 0.2  # shared by all lines of a galaxy, and again for each line
 I_BAND = list(BANDS).index("i")
+# ustar sees nearly what u sees, so it shares the scatter of u
+SCATTERED = [name for name in BANDS if name != "ustar"]
+SCATTER_OF = [SCATTERED.index("u" if name == "ustar" else name) for name in BANDS]
 ARCMIN2_PER_SKY = 4 * np.pi * (180 / np.pi * 60) ** 2
 # Blue galaxies are drawn on the scale El 0, Sbc 1, Scd 2, Im 3, starburst 4; the place of each in the template list.
 TYPE_SCALE, TYPE_PLACE = (0.0, 1.0, 2.0, 3.0, 4.0, 5.5), (7.0, 15.0, 19.0, 23.0, 25.5, 30.0)
@@ -163,7 +166,7 @@ def _draw(
     strength = np.where(blue, np.clip((scale - 1) / 3, 0, 1.5), 0.0)
     spread = rng.normal(0, LINE_SCATTER_DEX, (size, 1)) + rng.normal(0, LINE_SCATTER_DEX, (size, len(sed.LINES_WIDTH)))
     widths = strength[:, None] * sed.LINES_WIDTH * 10**spread
-    scatter = np.exp(rng.normal(0, SED_SCATTER, (size, len(BANDS))))
+    scatter = np.exp(rng.normal(0, SED_SCATTER, (size, len(SCATTERED))))[:, SCATTER_OF]
     nodes = np.linspace(0.01, sed.Z_MAX, 600)
     modulus = np.interp(z, nodes, Planck18.distmod(nodes).value)
     kpc_per_arcsec = np.interp(z, nodes, Planck18.kpc_proper_per_arcmin(nodes).value / 60)
@@ -208,8 +211,8 @@ def stars(count: int, *, seed: int) -> Sources:
     dwarf = rng.random(count) < np.interp(magnitude, (16, 24), (0.3, 0.8))
     temperature = np.where(dwarf, rng.normal(3400, 250, count), rng.normal(5500, 600, count))
     flux = ab_to_flux(magnitude)[:, None] * sed.blackbody(np.clip(temperature, 2600, 9000))
-    flux[:, list(BANDS).index("u")] *= 0.6
-    flux *= np.exp(rng.normal(0, SED_SCATTER, flux.shape))
+    flux[:, [list(BANDS).index(name) for name in ("u", "ustar")]] *= 0.6
+    flux *= np.exp(rng.normal(0, SED_SCATTER, (count, len(SCATTERED))))[:, SCATTER_OF]
     flux *= (ab_to_flux(magnitude) / flux[:, I_BAND])[:, None]
     nothing, missing = np.zeros(count), np.full(count, np.nan)
     return Sources(

@@ -198,15 +198,19 @@ def noise(scene: Scene, tile: Tile, band: SimulatedBand) -> Image:
             y, x = row * CELL_PX, column * CELL_PX
             y0, y1, x0, x1 = max(y, tile.y0), min(y + CELL_PX, tile.y1), max(x, tile.x0), min(x + CELL_PX, tile.x1)
             out[y0 - tile.y0 : y1 - tile.y0, x0 - tile.x0 : x1 - tile.x0] = cell[y0 - y : y1 - y, x0 - x : x1 - x]
-    return out * np.float32(band.noise_ujy)
+    return out * (band.noise_ujy * relative_noise(scene, tile)).astype(np.float32)
+
+
+def relative_noise(scene: Scene, tile: Tile) -> Floats:
+    """(height, 1) noise of a tile's rows over that of the bands' depths."""
+    return scene.field.noise_factor(np.arange(tile.y0, tile.y1, dtype=float))[:, None]
 
 
 def defects(scene: Scene, tile: Tile, band_number: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Masks of one tile and band: pixels that were never observed, and bad ones (bad columns, the field's rim)."""
     field = scene.field
     x, y = np.arange(tile.x0, tile.x1), np.arange(tile.y0, tile.y1)
-    shape = (len(y), len(x))
-    missing = np.broadcast_to(~field.observed(x.astype(float), band_number), shape).copy()
+    missing = ~field.observed(x[None, :].astype(float), y[:, None].astype(float), scene.bands, band_number)
     rim = [(v < EDGE_PX) | (v >= field.side_px - EDGE_PX) for v in (x, y)]
     bad = rim[0][None, :] | rim[1][:, None]
     rng = np.random.default_rng([scene.seed, 11, list(BANDS).index(scene.bands[band_number])])
@@ -231,9 +235,10 @@ def expose(scene: Scene, tile: Tile, sky: Image, band_number: int) -> tuple[Imag
     full = image >= level
     image[bad] = 0.0
     image[missing] = np.nan
-    variance = np.where(bad | missing, 0.0, band.noise_ujy**2).astype(np.float32)
+    rms = band.noise_ujy * relative_noise(scene, tile)
+    variance = np.where(bad | missing, 0.0, rms**2).astype(np.float32)
     masked = bad | missing | binary_dilation(full, np.ones((3, 3), dtype=bool))
-    weight = np.where(masked, 0.0, band.noise_ujy**-2).astype(np.float32)
+    weight = np.where(masked, 0.0, rms**-2.0).astype(np.float32)
     return image, weight, variance
 
 

@@ -27,6 +27,7 @@ from redshelf.indexing.render import Measured, Scene
 from redshelf.indexing.telescope import (
     BANDS,
     MARGIN_PX,
+    NEAR_INFRARED,
     PIXEL_ARCSEC,
     Field,
     SimulatedBand,
@@ -50,6 +51,10 @@ def simulate(
     scenario: str = "s1",
     seed: int = 1,
     catalogue_only: bool = False,
+    two_depths: bool = False,
+    u_star: bool = False,
+    missing_nir: bool = False,
+    wrong_redshifts: bool = False,
     cutout_px: int = 64,
     processes: int | None = None,
     progress: bool = False,
@@ -62,10 +67,15 @@ def simulate(
     classed as such down to i = 22.5 or if a spectrum was taken; fainter ones hide among the galaxies. `processes`
     (default: one a core) changes no byte of the result.
 
+    `two_depths`: half of the field is shallower by a magnitude; `u_star`: half of it has the band ustar instead of u;
+    `missing_nir`: half of it has no Y, J, H and Ks (see `Field`); `wrong_redshifts`: so are 1% of the labels, which
+    WRONG_Z in truth.fits tells.
+
     Raises `BadInput` for unknown bands or scenario and numbers out of range, `Conflict` if `folder` is not empty.
     """
-    chosen = bands_named(tuple(bands))
-    spectroscopy.check(scenario, tuple(bands))
+    bands = _check_halves(tuple(bands), u_star=u_star, missing_nir=missing_nir)
+    chosen = bands_named(bands)
+    spectroscopy.check(scenario, bands)
     if not 10 <= sources <= MAX_SOURCES:
         raise BadInput(f"sources={sources}: expected 10 to {MAX_SOURCES}")
     if not 0 <= seed < 2**63:
@@ -76,12 +86,13 @@ def simulate(
         raise BadInput(f"processes={processes}: expected 1 or more")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Conflict(f"{folder} exists and is not an empty folder: name a new one")
-    scene = _scene(sources, tuple(bands), seed, cutout_px)
+    scene = _scene(sources, bands, seed, cutout_px)
+    scene = replace(scene, field=replace(scene.field, two_depths=two_depths, u_star=u_star, missing_nir=missing_nir))
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         measured = _without_images(scene) if catalogue_only else _with_images(scene, work, processes, progress)
-        _write_tables(work, scene, measured, scenario)
+        _write_tables(work, scene, measured, scenario, wrong_redshifts=wrong_redshifts)
         document = survey_document(scene, chosen, scenario, cutout_px, images=not catalogue_only)
         files.write_bytes(work / "survey.toml", document.encode())
         work.chmod(0o755)
@@ -90,6 +101,23 @@ def simulate(
         shutil.rmtree(work, ignore_errors=True)
         raise
     return folder / "survey.toml"
+
+
+def _check_halves(bands: tuple[str, ...], *, u_star: bool, missing_nir: bool) -> tuple[str, ...]:
+    """The bands, with ustar after u if half of the field has it. `BadInput` where a half would be left without any
+    band, or has none to lose."""
+    named = ", ".join(bands)
+    if u_star and "u" not in bands:
+        raise BadInput(f"half of the field has u, the other ustar: add the band u to {named}")
+    if missing_nir and not set(bands) & set(NEAR_INFRARED):
+        raise BadInput(f"no near-infrared band to miss: add one of {', '.join(NEAR_INFRARED)} to {named}")
+    partial = (("u", "ustar") if u_star else ()) + (NEAR_INFRARED if missing_nir else ())
+    if bands and set(bands) <= set(partial):
+        raise BadInput(f"none of {named} covers the whole field: add a band that does")
+    if u_star and "ustar" not in bands:
+        place = bands.index("u") + 1
+        return (*bands[:place], "ustar", *bands[place:])
+    return bands
 
 
 def _scene(count: int, bands: tuple[str, ...], seed: int, cutout_px: int) -> Scene:
@@ -125,11 +153,13 @@ def _without_images(scene: Scene) -> Measured:
     true = scene.sources.total_ujy[:, index] * render.reddening(scene.ebv, bands)
     noise = [b.noise_ujy * forced.aperture(b.name, forced.APERTURE_FWHM_ARCSEC).noise_factor for b in bands]
     growth = np.sqrt(1 + (scene.sources.r50_arcsec / 0.6) ** 2)
-    error = growth[:, None] * np.array(noise)
+    error = (growth * scene.field.noise_factor(scene.y_px))[:, None] * np.array(noise)
     flux = true + error * np.random.default_rng([scene.seed, 5]).standard_normal(true.shape)
     limit = np.array([band.saturation_ab for band in bands])
     full = scene.sources.star[:, None] & (np.nan_to_num(flux_to_ab(flux), nan=99.0) < limit)
-    missing = np.stack([~scene.field.observed(scene.x_px, b) for b in range(len(bands))], axis=1)
+    missing = np.stack(
+        [~scene.field.observed(scene.x_px, scene.y_px, scene.bands, b) for b in range(len(bands))], axis=1
+    )
     flux[missing], error[missing] = np.nan, np.nan
     return Measured(np.arange(len(true)), flux, error, full & ~missing)
 
@@ -165,7 +195,7 @@ def _with_images(scene: Scene, work: Path, processes: int | None, progress: bool
     )
 
 
-def _write_tables(work: Path, scene: Scene, measured: Measured, scenario: str) -> None:
+def _write_tables(work: Path, scene: Scene, measured: Measured, scenario: str, *, wrong_redshifts: bool) -> None:
     """catalogue.fits, what an observer has, and truth.fits, what nobody has."""
     from astropy.table import Table
 
@@ -173,8 +203,11 @@ def _write_tables(work: Path, scene: Scene, measured: Measured, scenario: str) -
     flux = {name: measured.flux_ujy[:, b] for b, name in enumerate(bands)}
     magnitude = flux_to_ab(flux[forced.detection_band(bands)])
     bright_star = sources.star & (np.nan_to_num(magnitude, nan=99.0) < STAR_CLASS_I)
-    chance = spectroscopy.probability(scenario, flux, ~bright_star)
+    chance = spectroscopy.probability(scenario, flux, ~bright_star, sources.z)
     labels = spectroscopy.draw(chance, z_true=sources.z, star=sources.star, seed=scene.seed)
+    wrong = None
+    if wrong_redshifts:
+        labels, wrong = spectroscopy.confuse(labels, z_true=sources.z, seed=scene.seed)
     ra, dec = scene.field.wcs().all_pix2world(scene.x_px, scene.y_px, 0)
     names = np.array([f"SIM{n:08d}" for n in range(1, len(sources) + 1)])
     known_star = bright_star | (sources.star & labels.taken)
@@ -185,6 +218,9 @@ def _write_tables(work: Path, scene: Scene, measured: Measured, scenario: str) -
         catalogue[f"SAT_{name}"] = measured.saturated[:, b].astype(np.int16)
     catalogue["CLASS"] = np.where(known_star, "star", "galaxy")
     catalogue["Z_SPEC"], catalogue["Z_Q"] = labels.z_spec, labels.quality
+    if scenario == "s2":
+        survey = spectroscopy.which_survey(spectroscopy.by_survey(flux, sources.z), scene.seed)
+        catalogue["Z_SURVEY"] = np.where(np.isfinite(labels.z_spec), survey, "")
     Table(catalogue).write(work / "catalogue.fits")
     truth: dict[str, Any] = {
         "ID": names,
@@ -200,6 +236,8 @@ def _write_tables(work: Path, scene: Scene, measured: Measured, scenario: str) -
         "P_ZERO": chance == 0,
         "NEIGHBOUR_ARCSEC": _nearest_arcsec(scene),
     }
+    if wrong is not None:
+        truth["WRONG_Z"] = wrong
     for name in bands:
         truth[f"FLUX_{name}"] = sources.total_ujy[:, list(BANDS).index(name)]
     Table(truth).write(work / "truth.fits")
@@ -252,15 +290,7 @@ def survey_document(
             "class_values": {"galaxy": "galaxy", "star": "star"},
         },
         "bands": sections,
-        "labels": [
-            {
-                "survey": f"simulated-{scenario}",
-                "kind": "spec",
-                "z": "Z_SPEC",
-                "quality": "Z_Q",
-                "cuts": [{"column": "Z_Q", "operator": ">=", "value": 3}],
-            }
-        ],
+        "labels": spectroscopy.label_sections(scenario),
     }
     if images:
         document["tiles"] = {"names": [tile.name for tile in scene.field.tiles()]}

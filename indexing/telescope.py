@@ -1,8 +1,9 @@
 """The telescope of the simulated survey: bands, depths, seeing, saturation, and the sky plane that its tiles cut up.
 
 Depths (3 sigma, 2 arcsec aperture) and seeing are those of a COSMOS-like field; near-infrared bands are stand-ins on
-the 2MASS and Euclid filter curves. Pixels are in microjansky. Every tile is a window on one common tangent plane, so a
-pixel that lies in two overlapping tiles is the same pixel in both, noise included.
+the 2MASS and Euclid filter curves. Halves of the field may be shallower or lack bands. Pixels are in microjansky. Every
+tile is a window on one common tangent plane, so a pixel that lies in two overlapping tiles is the same pixel in both,
+noise included.
 """
 
 from __future__ import annotations
@@ -59,8 +60,13 @@ BANDS = {
         SimulatedBand("J", "twomass-J", 1241.0, 25.2, 0.78, 0.71, 15.5),
         SimulatedBand("H", "twomass-H", 1651.0, 24.9, 0.76, 0.45, 15.5),
         SimulatedBand("Ks", "twomass-Ks", 2166.0, 25.3, 0.75, 0.30, 15.5),
+        SimulatedBand(
+            "ustar", "cfht_megacam-ustar", 382.0, 27.7, 0.87, 4.05, 17.5
+        ),  # last, as a band's place here seeds its noise
     )
 }
+NEAR_INFRARED = ("Y", "J", "H", "Ks")
+SHALLOW_NOISE = float(10**0.4)  # times the noise of the deep half: a magnitude less deep
 
 
 def bands_named(names: tuple[str, ...]) -> tuple[SimulatedBand, ...]:
@@ -88,10 +94,18 @@ class Tile:
 
 @dataclass(frozen=True)
 class Field:
-    """The square sky plane of a survey, `side_px` pixels wide; x grows to the west as right ascension falls."""
+    """The square sky plane of a survey, `side_px` pixels wide; x grows to the west as right ascension falls.
+
+    What halves of it lack, each cut so that every combination covers the same area: `two_depths`, the upper half is
+    shallower by a magnitude in all bands; `u_star`, the eastern half has u and the western ustar; `missing_nir`, no
+    near-infrared in the middle half of its height.
+    """
 
     side_px: int
     overlap_px: int
+    two_depths: bool = False
+    u_star: bool = False
+    missing_nir: bool = False
 
     @property
     def step_px(self) -> int:
@@ -132,9 +146,21 @@ class Field:
         wcs.wcs.crpix = [(self.side_px + 1) / 2 - x0, (self.side_px + 1) / 2 - y0]  # FITS counts from 1
         return wcs
 
-    def observed(self, x_px: Floats, band_index: int) -> npt.NDArray[np.bool_]:
-        """Whether a survey's band number `band_index` covers x: its first band misses the last strip of the field."""
-        return np.asarray((x_px < self.side_px * (1 - NOT_OBSERVED_FRACTION)) | (band_index > 0))
+    def observed(self, x_px: Floats, y_px: Floats, bands: tuple[str, ...], band_index: int) -> npt.NDArray[np.bool_]:
+        """Whether band number `band_index` of a survey covers a place: the first band misses the last strip in x, and
+        halves of the field may lack a band. x_px and y_px broadcast."""
+        x, y = np.broadcast_arrays(x_px, y_px)
+        name, west = bands[band_index], x >= self.side_px / 2
+        seen = (x < self.side_px * (1 - NOT_OBSERVED_FRACTION)) | (band_index > 0)
+        if self.u_star and name in ("u", "ustar"):
+            seen &= west if name == "ustar" else ~west
+        if self.missing_nir and name in NEAR_INFRARED:
+            seen &= np.abs(y - self.side_px / 2) >= self.side_px / 4
+        return np.asarray(seen)
+
+    def noise_factor(self, y_px: Floats) -> Floats:
+        """The noise at y over that of the bands' depths."""
+        return np.where(self.two_depths & (y_px >= self.side_px / 2), SHALLOW_NOISE, 1.0)
 
     def ebv(self, x_px: Floats, y_px: Floats) -> Floats:
         """Galactic E(B-V): 0.012 to 0.028 magnitudes, smooth over the field."""

@@ -383,8 +383,9 @@ def test_another_seed_gives_another_sky(tmp_path: Path) -> None:
         ({"bands": ("g", "q")}, "band 'q' is not simulated"),
         ({"bands": ("g", "g")}, "stands twice"),
         ({"bands": ()}, "none given"),
-        ({"scenario": "s2"}, "s0, s1"),
-        ({"bands": ("g", "r"), "scenario": "s1"}, "add the bands i, z"),
+        ({"scenario": "s3"}, "s0, s1, s2"),
+        ({"bands": ("g", "r"), "scenario": "s1"}, "selects on i and g-z: add the bands i, z"),
+        ({"bands": ("g", "r"), "scenario": "s2"}, "selects on i, r and the redshift: add the bands i"),
         ({"sources": 3}, "sources=3"),
         ({"seed": -1}, "seed=-1"),
         ({"cutout_px": 4}, "cutout_px=4"),
@@ -407,7 +408,7 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(simulate, "_write_tables", fail)
