@@ -55,6 +55,7 @@ bench: venv
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/approaches.py
+	$(BIN)/python benchmarks/study.py
 
 # full counts of kills and fuzz cases, which `test` runs in small
 torture: venv

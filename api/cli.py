@@ -240,6 +240,30 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--all", action="store_true", help="every generation, not the newest alone")
     add("status", "what the shelf has, and what is missing")
 
+    text = "compare the ways to a redshift under labels that do not represent the sky; resumable, with a report"
+    p = commands.add_parser("study", help=text, description=text[0].upper() + text[1:] + ".")
+    p.add_argument("-o", dest="folder", type=Path, required=True, metavar="DIR", help="a new folder, or to go on in")
+    p.add_argument("--size", choices=("quick", "tiny", "full"), default="tiny", help="full: with GPUs [tiny]")
+    p.add_argument("--quick", dest="size", action="store_const", const="quick", help="--size quick: three minutes")
+    p.add_argument("--seeds", type=int, metavar="N", help="draws of labels and of trainings [the size's]")
+    p.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER[:SHA256]",
+        help="published weights of dino, dinov2 or clip; may be repeated",
+    )
+    p.add_argument("--data", type=Path, metavar="DIR", help="real catalogues [$REDSHELF_DATA; else none]")
+    p.add_argument("--processes", type=int, default=2, metavar="N", help="jobs at a time, a thread each [2]")
+    p.add_argument("--device", default="cpu", help="of trainings and encoders [cpu]")
+    p.add_argument("--any-revision", action="store_true", help="go on with results of other revisions of the code")
+    p.add_argument("--stage", action="append", metavar="NAME", help="skies, weights, spaces, cells or report [all]")
+    p.add_argument(
+        "--sky", action="append", default=[], metavar="NAME", help="the jobs of this sky alone: catalogue ..."
+    )
+    p.add_argument("--part", metavar="I/N", help="of each stage the jobs I, I + N ...: what a scheduler's task does")
+    p.add_argument("--json", action="store_true", help="print JSON")
+
     p = commands.add_parser(
         "demo", help="all of it on a small simulated survey, then serve", description="The whole way."
     )

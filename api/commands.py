@@ -385,6 +385,32 @@ def status(arguments: Namespace) -> int:
     return 0
 
 
+def study(arguments: Namespace) -> int:
+    import os
+
+    from redshelf.service import study as use
+
+    data = arguments.data or (Path(os.environ["REDSHELF_DATA"]) if os.environ.get("REDSHELF_DATA") else None)
+    if data is None:
+        print("no real catalogues: give --data, or set REDSHELF_DATA; the simulated part goes on", file=sys.stderr)
+    found = use.study(
+        arguments.folder,
+        size=arguments.size,
+        seeds=arguments.seeds,
+        weights=use.published(arguments.weights),
+        data=data,
+        stages=tuple(arguments.stage) if arguments.stage else use.STAGES,
+        skies=arguments.sky,
+        part=use.share(arguments.part) if arguments.part else (0, 1),
+        processes=arguments.processes,
+        device=arguments.device,
+        any_revision=arguments.any_revision,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    _report(found, arguments)
+    return 1 if found.failed else 0
+
+
 def demo(arguments: Namespace) -> int:
     from redshelf.api import show
     from redshelf.service.demo import demo
@@ -408,6 +434,6 @@ RUN: dict[str, Callable[[Namespace], int]] = {
     function.__name__: function
     for function in (
         simulate, ingest, delete, pretrain, train, embed, index, fit, publish, serve, keys, search, neighbours,
-        redshift, export, check, status, demo,
+        redshift, export, check, status, study, demo,
     )
 }  # fmt: skip

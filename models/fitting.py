@@ -161,7 +161,7 @@ def _fitted(
     options = {**options, "importance": shift.weights, "exclude": known.hidden}
     if options["shift_weights"] is None and shift.is_null:
         options["shift_weights"] = False
-    knn, knn_report, frame = _fit_neighbours(frame, x, z, {k: v for k, v in options.items() if k != "threads"})
+    knn, knn_report, frame = fit_neighbours(frame, x, z, {k: v for k, v in options.items() if k != "threads"})
     boost, boost_report = fit_boost(frame.trees(x), z, **options)
     network, network_report = fit_network(frame.transform(x), z, **options)
     spaces = frame.spaces(x)
@@ -290,7 +290,7 @@ def _told_in_features(shift: ShiftWeights, frame: Frame, known: Known, wanted: F
     )
 
 
-def _fit_neighbours(
+def fit_neighbours(
     frame: Frame, x: Floats, z: Floats, options: dict[str, Any]
 ) -> tuple[KnnRedshift, dict[str, Any], Frame]:
     """Neighbours with the embedding's scale against photometry chosen by the same validation, where there are both."""
