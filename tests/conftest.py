@@ -1,13 +1,24 @@
-"""Fixtures for all tests: one small shelf, made once a session the way a user makes one."""
+"""Fixtures for all tests: one small shelf, made once a session the way a user makes one, opened, served and copied."""
 
 from __future__ import annotations
 
+import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import small_survey
 import training_length
+
+if TYPE_CHECKING:
+    import blobs
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    from redshelf.service.shelf import OpenShelf
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -66,3 +77,68 @@ def bare_shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_index(root, encoder="photometry")
     publish(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def shelf(tiny_shelf: Path) -> OpenShelf:
+    """The tiny shelf, opened. Modules that test other shelves have a `shelf` of their own."""
+    from redshelf.service.shelf import open_shelf
+
+    return open_shelf(tiny_shelf)
+
+
+@pytest.fixture(scope="session")
+def client(tiny_shelf: Path) -> TestClient:
+    """What asks the service of the tiny shelf, whose settings are all the usual ones."""
+    from fastapi.testclient import TestClient
+
+    from redshelf.api.app import create_app
+    from redshelf.service.settings import load
+
+    return TestClient(create_app(load(environ={}, shelf=tiny_shelf)), raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="session")
+def sky() -> blobs.Blobs:
+    """The blobs that image encoders learn from, whose colours and sizes are known."""
+    import blobs
+    import pretext
+
+    return blobs.make(pretext.N)
+
+
+@pytest.fixture(scope="module")
+def app(tiny_shelf: Path) -> FastAPI:
+    """The service of the tiny shelf for one module, to be served or changed."""
+    from redshelf.api.app import create_app
+    from redshelf.service.settings import load
+
+    return create_app(load(environ={}, shelf=tiny_shelf))
+
+
+@pytest.fixture(scope="module")
+def url(app: FastAPI) -> Iterator[str]:
+    """A real server of `app` on a free port, in a thread of this process."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(20)
+
+
+@pytest.fixture
+def own_shelf(tiny_shelf: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny shelf, which a test may break."""
+    return Path(shutil.copytree(tiny_shelf, tmp_path / "shelf"))
+
+
+@pytest.fixture
+def own_bare(bare_shelf: Path, tmp_path: Path) -> Path:
+    """A copy of the bare shelf, which a test may break."""
+    return Path(shutil.copytree(bare_shelf, tmp_path / "shelf"))

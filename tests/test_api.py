@@ -28,11 +28,6 @@ def client(tiny_shelf: Path) -> TestClient:
     return TestClient(create_app(settings), raise_server_exceptions=False)
 
 
-@pytest.fixture(scope="module")
-def shelf(client: TestClient) -> OpenShelf:
-    return client.app.state.serving.current  # type: ignore[attr-defined, no-any-return]
-
-
 def npy(array: np.ndarray) -> bytes:
     stream = BytesIO()
     np.save(stream, array)

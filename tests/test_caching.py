@@ -30,11 +30,6 @@ PATHS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def client(tiny_shelf: Path) -> TestClient:
-    return TestClient(create_app(load(environ={}, shelf=tiny_shelf)), raise_server_exceptions=False)
-
-
 @pytest.mark.parametrize("path", PATHS)
 def test_who_has_the_answer_is_told_so(client: TestClient, path: str) -> None:
     first, second = client.get(path), client.get(path)

@@ -27,18 +27,6 @@ from redshelf.service.shelf import open_shelf
 Change = Callable[[npt.NDArray[Any]], None]
 
 
-@pytest.fixture
-def shelf(bare_shelf: Path, tmp_path: Path) -> Path:
-    """60 sources with photometry alone, published."""
-    return Path(shutil.copytree(bare_shelf, tmp_path / "shelf"))
-
-
-@pytest.fixture
-def imaged(tiny_shelf: Path, tmp_path: Path) -> Path:
-    """300 sources with cutouts, labels, two encoders and fits, published."""
-    return Path(shutil.copytree(tiny_shelf, tmp_path / "shelf"))
-
-
 def unpublish(root: Path) -> Layout:
     """Take the generations away: what is planted next is not hidden behind a checksum."""
     shutil.rmtree(root / "generations")
@@ -136,19 +124,19 @@ def flip(path: Path, byte: int, bit: int) -> None:
         handle.write(bytes([value ^ (1 << bit)]))
 
 
-def test_each_of_many_planted_single_bit_flips_is_found(imaged: Path) -> None:
+def test_each_of_many_planted_single_bit_flips_is_found(own_shelf: Path) -> None:
     rng = np.random.default_rng(20261122)
-    names = [*generation.read(Layout(imaged)).files, "generations/1.json"]
+    names = [*generation.read(Layout(own_shelf)).files, "generations/1.json"]
     for _ in range(torture.count(20, 100)):
-        path = imaged / names[rng.integers(len(names))]
+        path = own_shelf / names[rng.integers(len(names))]
         byte, bit = int(rng.integers(path.stat().st_size)), int(rng.integers(8))
         flip(path, byte, bit)
-        told = check(imaged).faults
-        name = path.relative_to(imaged).as_posix()
+        told = check(own_shelf).faults
+        name = path.relative_to(own_shelf).as_posix()
         assert any(line.startswith(f"{name}: ") for line in told), f"bit {bit} of byte {byte} of {name}: {told}"
         assert len(told) == 1
         flip(path, byte, bit)
-    assert check(imaged).faults == []
+    assert check(own_shelf).faults == []
 
 
 @pytest.mark.parametrize(
@@ -156,15 +144,15 @@ def test_each_of_many_planted_single_bit_flips_is_found(imaged: Path) -> None:
     ["sources.lance/data/*", "sources.lance/_versions/*.manifest", "sources.lance/_transactions/*",
      "sources.lance/_refs/tags/*", "columns/1/ra.npy", "index/*/*/vectors.faiss", "models/*/config.json", "shelf.toml"],
 )  # fmt: skip
-def test_a_flipped_bit_a_cut_and_a_missing_file_are_told_apart(shelf: Path, pattern: str) -> None:
-    path = next(path for path in shelf.glob(pattern) if path.is_file())
-    name, blob = path.relative_to(shelf).as_posix(), path.read_bytes()
+def test_a_flipped_bit_a_cut_and_a_missing_file_are_told_apart(own_bare: Path, pattern: str) -> None:
+    path = next(path for path in own_bare.glob(pattern) if path.is_file())
+    name, blob = path.relative_to(own_bare).as_posix(), path.read_bytes()
     flip(path, len(blob) // 2, 3)
-    assert check(shelf).faults == [f"{name}: sha256 differs from the manifest"]
+    assert check(own_bare).faults == [f"{name}: sha256 differs from the manifest"]
     path.write_bytes(blob[:-1])
-    assert check(shelf).faults == [f"{name}: {len(blob) - 1} bytes, expected {len(blob)}"]
+    assert check(own_bare).faults == [f"{name}: {len(blob) - 1} bytes, expected {len(blob)}"]
     path.unlink()
-    assert check(shelf).faults == [f"{name}: missing"]
+    assert check(own_bare).faults == [f"{name}: missing"]
 
 
 @pytest.mark.parametrize(
@@ -181,9 +169,9 @@ def test_a_flipped_bit_a_cut_and_a_missing_file_are_told_apart(shelf: Path, patt
         ("healpix29", put(59, -1), "sources: healpix29 is not that of ra_deg and dec_deg: row 59"),
     ],
 )
-def test_a_fault_of_the_catalogue_is_found(shelf: Path, column: str, change: Change, line: str) -> None:
-    plant(unpublish(shelf).sources, column, change)
-    assert check(shelf).faults == [line]
+def test_a_fault_of_the_catalogue_is_found(own_bare: Path, column: str, change: Change, line: str) -> None:
+    plant(unpublish(own_bare).sources, column, change)
+    assert check(own_bare).faults == [line]
 
 
 @pytest.mark.parametrize(
@@ -198,16 +186,16 @@ def test_a_fault_of_the_catalogue_is_found(shelf: Path, column: str, change: Cha
     ],
 )
 def test_a_fault_of_the_labels_is_found(
-    imaged: Path, column: str, change: Change, line: str, monkeypatch: pytest.MonkeyPatch
+    own_shelf: Path, column: str, change: Change, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faults, "BATCH_ROWS", 50)
-    plant(unpublish(imaged).labels, column, change)
-    assert check(imaged).faults == [line]
+    plant(unpublish(own_shelf).labels, column, change)
+    assert check(own_shelf).faults == [line]
 
 
-def test_a_cutout_in_the_wrong_place_is_found(imaged: Path) -> None:
-    plant(unpublish(imaged).cutouts, "row", swap)
-    assert check(imaged).faults == ["cutouts: row != position: row 3 and 1 more"]
+def test_a_cutout_in_the_wrong_place_is_found(own_shelf: Path) -> None:
+    plant(unpublish(own_shelf).cutouts, "row", swap)
+    assert check(own_shelf).faults == ["cutouts: row != position: row 3 and 1 more"]
 
 
 @pytest.mark.parametrize(
@@ -220,65 +208,65 @@ def test_a_cutout_in_the_wrong_place_is_found(imaged: Path) -> None:
     ],
 )
 def test_a_vector_that_is_not_finite_or_wrongly_zero_is_found(
-    imaged: Path, encoder: str, change: Change, what: str
+    own_shelf: Path, encoder: str, change: Change, what: str
 ) -> None:
-    layout = unpublish(imaged)
+    layout = unpublish(own_shelf)
     path = vectors(layout, encoder)
-    shutil.rmtree(imaged / "index")
+    shutil.rmtree(own_shelf / "index")
     plant(path, "vector", change)
-    assert check(imaged).faults == [f"{path.stem}: {what}"]
+    assert check(own_shelf).faults == [f"{path.stem}: {what}"]
 
 
 @pytest.mark.parametrize(("encoder", "blinding"), [("photometry", "state_"), ("vit", "state"), ("vit", "mask")])
-def test_a_source_without_any_band_may_have_a_vector_of_zero(imaged: Path, encoder: str, blinding: str) -> None:
-    layout = unpublish(imaged)
-    shutil.rmtree(imaged / "index")
+def test_a_source_without_any_band_may_have_a_vector_of_zero(own_shelf: Path, encoder: str, blinding: str) -> None:
+    layout = unpublish(own_shelf)
+    shutil.rmtree(own_shelf / "index")
     plant(vectors(layout, encoder), "vector", put(9, 0))
     if encoder == "photometry":
         for band in layout.read_info().band_names:
             plant(layout.sources, f"{blinding}{band}", put(9, 0))
     else:
         plant(layout.cutouts, blinding, put(9, 255 if blinding == "mask" else 0))
-    assert check(imaged).faults == []
+    assert check(own_shelf).faults == []
 
 
-def test_tables_that_are_shorter_than_the_sources_name_the_command_that_mends_them(imaged: Path) -> None:
-    layout = unpublish(imaged)
-    shutil.rmtree(imaged / "index")
+def test_tables_that_are_shorter_than_the_sources_name_the_command_that_mends_them(own_shelf: Path) -> None:
+    layout = unpublish(own_shelf)
+    shutil.rmtree(own_shelf / "index")
     path = vectors(layout, "vit")
     for table in (layout.cutouts, path):
         rewrite(table, store.open_table(table).to_table().slice(0, 290))
-    assert check(imaged).faults == [
+    assert check(own_shelf).faults == [
         "cutouts: 290 rows, the sources 300: run `redshelf ingest SURVEY.toml`",
         f"{path.stem}: 290 rows, the sources 300: run `redshelf embed --encoder vit`",
     ]
 
 
-def test_a_shorter_embedding_that_a_newer_revision_has_replaced_is_only_noted(imaged: Path) -> None:
-    layout = unpublish(imaged)
-    shutil.rmtree(imaged / "index")
+def test_a_shorter_embedding_that_a_newer_revision_has_replaced_is_only_noted(own_shelf: Path) -> None:
+    layout = unpublish(own_shelf)
+    shutil.rmtree(own_shelf / "index")
     old = vectors(layout, "vit")
     rewrite(old, store.open_table(old).to_table().slice(0, 290))
     shutil.copytree(layout.model("vit", old.stem.rpartition(".")[2]), layout.model("vit", "0123456789ab"))
     provenance = layout.model("vit", "0123456789ab") / "provenance.json"
     write_json(provenance, {**json.loads(provenance.read_text()), "created": 1e10})
-    found = check(imaged)
+    found = check(own_shelf)
     assert f"{old.stem}: 290 rows, the sources 300: vit has a newer revision" in found.notes
     assert len(found.faults) == 1 and found.faults[0].endswith("the folder was renamed"), "the copy is no encoder"
 
 
-def test_an_embedding_with_a_row_too_many_is_found(shelf: Path) -> None:
-    path = vectors(unpublish(shelf), "photometry")
-    shutil.rmtree(shelf / "index")
+def test_an_embedding_with_a_row_too_many_is_found(own_bare: Path) -> None:
+    path = vectors(unpublish(own_bare), "photometry")
+    shutil.rmtree(own_bare / "index")
     table = store.open_table(path).to_table()
     rewrite(path, pa.concat_tables([table, table.slice(0, 1)]))
-    told = check(shelf).faults
+    told = check(own_bare).faults
     assert told[0] == f"{path.stem}: 61 rows, the sources 60"
     assert told[1].startswith(f"{path.stem}: ") and len(told) == 2  # its last row is 0, or lies beyond the sources
 
 
-def test_an_index_of_other_vectors_rows_or_revision_is_found(shelf: Path) -> None:
-    layout = unpublish(shelf)
+def test_an_index_of_other_vectors_rows_or_revision_is_found(own_bare: Path) -> None:
+    layout = unpublish(own_bare)
     folder = layout.index("photometry", layout.newest("photometry"), 60)
     name, path = f"index/{folder.parent.name}", vectors(layout, "photometry")
     kept = json.loads((folder / "manifest.json").read_text())
@@ -290,25 +278,25 @@ def test_an_index_of_other_vectors_rows_or_revision_is_found(shelf: Path) -> Non
         ("vectors", 59, "holds 59 vectors, and 60 of the embedding are not zero"),
     ):
         write_json(folder / "manifest.json", {**kept, key: value})
-        assert check(shelf).faults == [f"{name}: {line}"]
+        assert check(own_bare).faults == [f"{name}: {line}"]
     write_json(folder / "manifest.json", kept)
     plant(path, "vector", put((5, 0), 77))
-    assert check(shelf).faults == [f"{name}: vector is not that of the embedding: row 5"]
+    assert check(own_bare).faults == [f"{name}: vector is not that of the embedding: row 5"]
     rewrite(path, whole)
     flip(folder / "vectors.faiss", 100, 0)
-    assert check(shelf).faults == [f"{name}/60/vectors.faiss: sha256 differs from the manifest"]
+    assert check(own_bare).faults == [f"{name}/60/vectors.faiss: sha256 differs from the manifest"]
 
 
-def test_an_encoder_that_is_not_its_revision_or_not_there_is_found(shelf: Path) -> None:
-    layout = unpublish(shelf)
+def test_an_encoder_that_is_not_its_revision_or_not_there_is_found(own_bare: Path) -> None:
+    layout = unpublish(own_bare)
     folder = layout.model("photometry", layout.newest("photometry"))
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", {**config, "config": {**config["config"], "more": 1}})
-    told = check(shelf).faults
+    told = check(own_bare).faults
     assert len(told) == 1 and told[0].startswith(f"models/{folder.name}: weights and config hash to revision ")
     write_json(folder / "config.json", config)
     folder.rename(layout.models / "photometry.0123456789ab")
-    assert check(shelf).faults == [
+    assert check(own_bare).faults == [
         f"embeddings.{folder.name}: no model {folder.name} on this shelf has made it",
         f"models/photometry.0123456789ab: holds encoder {folder.name}: the folder was renamed",
     ]
@@ -326,84 +314,84 @@ def test_an_encoder_that_is_not_its_revision_or_not_there_is_found(shelf: Path) 
         ("z_spec", put(0, 0.5), "columns/1: z_spec is not that of the labels: row 0"),
     ],
 )
-def test_columns_that_contradict_the_tables_are_found(imaged: Path, array: str, change: Change, what: str) -> None:
-    path = imaged / "columns" / "1" / f"{array}.npy"
+def test_columns_that_contradict_the_tables_are_found(own_shelf: Path, array: str, change: Change, what: str) -> None:
+    path = own_shelf / "columns" / "1" / f"{array}.npy"
     values = np.load(path)
     change(values)
     np.save(path, values)
-    sign(imaged)
-    told = check(imaged).faults
+    sign(own_shelf)
+    told = check(own_shelf).faults
     assert what in told
     assert all(line.startswith("columns/1: ") for line in told)
 
 
-def test_columns_of_another_length_or_missing_ones_are_found(imaged: Path) -> None:
-    folder = imaged / "columns" / "1"
+def test_columns_of_another_length_or_missing_ones_are_found(own_shelf: Path) -> None:
+    folder = own_shelf / "columns" / "1"
     np.save(folder / "flags.npy", np.load(folder / "flags.npy")[:-1])
     (folder / "dec.npy").unlink()
-    sign(imaged)
-    assert check(imaged).faults == [
+    sign(own_shelf)
+    assert check(own_shelf).faults == [
         "columns/1/dec.npy: missing",
         "columns/1/flags.npy: 299 rows, expected 300",
     ]
 
 
-def test_a_version_without_its_tag_checksum_or_rows_is_found(shelf: Path) -> None:
-    published = generation.read(Layout(shelf))
-    tag = shelf / "sources.lance" / "_refs" / "tags" / "generation-1.json"
+def test_a_version_without_its_tag_checksum_or_rows_is_found(own_bare: Path) -> None:
+    published = generation.read(Layout(own_bare))
+    tag = own_bare / "sources.lance" / "_refs" / "tags" / "generation-1.json"
     data = next(name for name in published.files if name.startswith("sources.lance/data/"))
     tables = {**published.tables, "sources": published.tables["sources"].model_copy(update={"rows": 61})}
     tag.unlink()
-    sign(shelf, tables=tables)
-    files = {k: v for k, v in generation.read(Layout(shelf)).files.items() if k != data}
-    generation.write(Layout(shelf), published.model_copy(update={"tables": tables, "files": files}))
-    assert check(shelf).faults == [
+    sign(own_bare, tables=tables)
+    files = {k: v for k, v in generation.read(Layout(own_bare)).files.items() if k != data}
+    generation.write(Layout(own_bare), published.model_copy(update={"tables": tables, "files": files}))
+    assert check(own_bare).faults == [
         "sources: 60 rows in version 1, generation 1 has 61",
         f"{data}: generation 1 has no checksum of it",
         "sources: tag generation-1 is at version None, expected 1: a clean-up may remove it",
-        f"{vectors(Layout(shelf), 'photometry').stem}: 60 rows in generation 1, its sources 61",
+        f"{vectors(Layout(own_bare), 'photometry').stem}: 60 rows in generation 1, its sources 61",
     ]
 
 
-def test_a_flipped_bit_in_the_generation_itself_is_found_and_never_served(shelf: Path) -> None:
-    path, rng = shelf / "generations" / "1.json", np.random.default_rng(1)
+def test_a_flipped_bit_in_the_generation_itself_is_found_and_never_served(own_bare: Path) -> None:
+    path, rng = own_bare / "generations" / "1.json", np.random.default_rng(1)
     blob = path.read_bytes()
     for byte in rng.integers(len(blob), size=200):
         flip(path, int(byte), int(rng.integers(8)))
         with pytest.raises(BadInput):
-            generation.read(Layout(shelf))
+            generation.read(Layout(own_bare))
         path.write_bytes(blob)
     flip(path, len(blob) // 2, 0)
-    found = check(shelf)
+    found = check(own_bare)
     assert len(found.faults) == 1 and found.faults[0].startswith("generations/1.json: ")
     with pytest.raises(BadInput):
-        open_shelf(shelf)
+        open_shelf(own_bare)
 
 
-def test_an_older_generation_is_checked_where_all_are_asked_for(shelf: Path) -> None:
-    assert publish(shelf).number == 2
-    path = shelf / "columns" / "1" / "ra.npy"
+def test_an_older_generation_is_checked_where_all_are_asked_for(own_bare: Path) -> None:
+    assert publish(own_bare).number == 2
+    path = own_bare / "columns" / "1" / "ra.npy"
     flip(path, 200, 0)
-    assert check(shelf).faults == []
-    found = check(shelf, every=True)
+    assert check(own_bare).faults == []
+    found = check(own_bare, every=True)
     assert found.faults == ["generation 1: columns/1/ra.npy: sha256 differs from the manifest"]
     assert found.generations == [1, 2]
     flip(path, 200, 0)
-    assert check(shelf, every=True).faults == []
+    assert check(own_bare, every=True).faults == []
 
 
-def test_a_version_that_is_published_and_no_longer_the_newest_is_checked_too(imaged: Path) -> None:
-    layout = Layout(imaged)
+def test_a_version_that_is_published_and_no_longer_the_newest_is_checked_too(own_shelf: Path) -> None:
+    layout = Layout(own_shelf)
     whole = store.open_table(layout.labels).to_table()
     store.replace_table(layout.labels, whole.set_column(0, whole.schema.field(0), pa.array([300, *range(239)])))
-    assert check(imaged).faults == ["labels: label outside the 300 sources: row 300"]
+    assert check(own_shelf).faults == ["labels: label outside the 300 sources: row 300"]
     store.replace_table(layout.labels, whole.slice(0, 10))
-    assert check(imaged).faults == [], "the labels of the generation are as they were"
+    assert check(own_shelf).faults == [], "the labels of the generation are as they were"
 
 
-def test_a_shelf_where_nothing_is_published_is_checked_in_structure_and_says_so(shelf: Path) -> None:
-    unpublish(shelf)
-    found = check(shelf)
+def test_a_shelf_where_nothing_is_published_is_checked_in_structure_and_says_so(own_bare: Path) -> None:
+    unpublish(own_bare)
+    found = check(own_bare)
     assert found.faults == []
     assert found.notes == [
         "nothing is published: only the files of large tables have checksums, the rest was checked in structure"
@@ -411,17 +399,17 @@ def test_a_shelf_where_nothing_is_published_is_checked_in_structure_and_says_so(
     assert found.files == 2 and found.tables["sources"] == 60
 
 
-def test_a_folder_that_is_no_shelf_is_refused_and_an_empty_shelf_is_a_fault(shelf: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_shelf_is_refused_and_an_empty_shelf_is_a_fault(own_bare: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="is not a shelf"):
         check(tmp_path)
-    for path in [*unpublish(shelf).root.glob("*.lance"), shelf / "index"]:
+    for path in [*unpublish(own_bare).root.glob("*.lance"), own_bare / "index"]:
         shutil.rmtree(path)
-    assert check(shelf).faults == ["sources: there is no such table: run `redshelf ingest SURVEY.toml`"]
+    assert check(own_bare).faults == ["sources: there is no such table: run `redshelf ingest SURVEY.toml`"]
 
 
 @pytest.mark.parametrize("where", ["data", "manifest", "panic", "column"])
-def test_a_table_that_lance_cannot_read_is_a_fault_that_names_it(shelf: Path, where: str) -> None:
-    layout = unpublish(shelf)
+def test_a_table_that_lance_cannot_read_is_a_fault_that_names_it(own_bare: Path, where: str) -> None:
+    layout = unpublish(own_bare)
     path = vectors(layout, "photometry")
     if where == "column":
         rewrite(path, store.open_table(path).to_table().drop_columns(["row"]))
@@ -432,7 +420,7 @@ def test_a_table_that_lance_cannot_read_is_a_fault_that_names_it(shelf: Path, wh
             blob[-16:-8] = (7).to_bytes(8, "little")
             blob[4:12] = b"\xff" * 8
         target.write_bytes(blob if where == "panic" else blob[: len(blob) // 2])
-    told = check(shelf).faults
+    told = check(own_bare).faults
     assert len(told) == 1 and told[0].startswith(f"{path.stem}{'.lance/data/' if where == 'data' else ': '}"), told
 
 
@@ -440,22 +428,22 @@ def test_a_table_that_lance_cannot_read_is_a_fault_that_names_it(shelf: Path, wh
     "name", ["shelf.toml", "generations/1.json", "models/{}/config.json", "index/{}/60/manifest.json"]
 )
 @pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe{"])
-def test_a_document_that_cannot_be_read_is_a_fault_that_names_it(shelf: Path, name: str, content: bytes) -> None:
-    layout = Layout(shelf)
+def test_a_document_that_cannot_be_read_is_a_fault_that_names_it(own_bare: Path, name: str, content: bytes) -> None:
+    layout = Layout(own_bare)
     folder = f"photometry.{layout.newest('photometry')}"
     if not name.startswith("generations"):
-        unpublish(shelf)
-    (shelf / name.format(folder)).write_bytes(content)
-    told = check(shelf).faults
+        unpublish(own_bare)
+    (own_bare / name.format(folder)).write_bytes(content)
+    told = check(own_bare).faults
     assert len(told) == 1 and told[0].startswith(
         name.format(folder).removesuffix("/config.json").removesuffix("/60/manifest.json")
     ), told
 
 
 @pytest.mark.parametrize("table", ["sources", "cutouts"])
-def test_wherever_a_manifest_is_damaged_a_table_that_lance_cannot_read_is_named(imaged: Path, table: str) -> None:
-    path = unpublish(imaged).table(table)
-    shutil.rmtree(imaged / "index")
+def test_wherever_a_manifest_is_damaged_a_table_that_lance_cannot_read_is_named(own_shelf: Path, table: str) -> None:
+    path = unpublish(own_shelf).table(table)
+    shutil.rmtree(own_shelf / "index")
     target = next(path.glob("_versions/*.manifest"))
     blob, unread = target.read_bytes(), 0
     for byte in range(0, len(blob), len(blob) // 40):
@@ -464,14 +452,14 @@ def test_wherever_a_manifest_is_damaged_a_table_that_lance_cannot_read_is_named(
             store.open_table(path).to_table()
         except BaseException:  # Lance's panics are no Exception
             unread += 1
-            told = check(imaged).faults
+            told = check(own_shelf).faults
             assert len(told) == 1 and told[0].startswith(f"{table}: "), told
         target.write_bytes(blob)
     assert unread > 3
 
 
-def test_leftovers_of_killed_runs_are_notes(shelf: Path) -> None:
-    layout = Layout(shelf)
+def test_leftovers_of_killed_runs_are_notes(own_bare: Path) -> None:
+    layout = Layout(own_bare)
     receipts = layout.work("embed.vit.0123456789ab.0-60.16")
     for part in (0, 1):
         write_json(receipts / f"part-{part:06d}.json", {"part": part})
@@ -481,7 +469,7 @@ def test_leftovers_of_killed_runs_are_notes(shelf: Path) -> None:
     (layout.models / ".vit.abc").mkdir()
     (layout.models / ".vit.abc" / "weights.safetensors").write_bytes(b"12345")
     size = sum(path.stat().st_size for path in receipts.iterdir())
-    found = check(shelf)
+    found = check(own_bare)
     assert found.faults == []
     assert found.notes == [
         f"work/{receipts.name}: 2 files, {size} bytes, 2 of them receipts of parts, of a run that has not ended",
@@ -520,19 +508,19 @@ def test_progress_is_shown_where_asked_for_and_only_when_it_lasts(
     assert "check files" in shown and "check sources" in shown
 
 
-def test_the_command_prints_a_line_a_fault_and_exits_with_1(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "--shelf", str(shelf)]) == 0
+def test_the_command_prints_a_line_a_fault_and_exits_with_1(own_bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--shelf", str(own_bare)]) == 0
     assert capsys.readouterr().out.endswith("60 rows of sources, 1 models: no fault\n")
-    flip(shelf / "columns" / "1" / "ra.npy", 200, 0)
-    (shelf / "columns" / "1" / "dec.npy").unlink()
-    layout = Layout(shelf)
+    flip(own_bare / "columns" / "1" / "ra.npy", 200, 0)
+    (own_bare / "columns" / "1" / "dec.npy").unlink()
+    layout = Layout(own_bare)
     write_json(layout.work("job") / "part-000000.json", {})
-    assert main(["check", "--all", "--shelf", str(shelf)]) == 1
+    assert main(["check", "--all", "--shelf", str(own_bare)]) == 1
     assert capsys.readouterr().out.splitlines() == [
         "columns/1/dec.npy: missing",
         "columns/1/ra.npy: sha256 differs from the manifest",
         "note: work/job: 1 file, 3 bytes, 1 of them receipts of parts, of a run that has not ended",
     ]
-    assert main(["check", "--json", "--shelf", str(shelf)]) == 1
+    assert main(["check", "--json", "--shelf", str(own_bare)]) == 1
     told = json.loads(capsys.readouterr().out)
     assert len(told["faults"]) == 2 and len(told["notes"]) == 1 and told["generations"] == [1]

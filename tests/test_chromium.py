@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,25 +25,6 @@ FLAGS = [
     "--disable-component-update",
     "--virtual-time-budget=10000",
 ]
-
-
-@pytest.fixture(scope="module")
-def url(tiny_shelf: Path) -> Iterator[str]:
-    import uvicorn
-
-    from redshelf.api.app import create_app
-    from redshelf.service.settings import Settings
-
-    server = uvicorn.Server(uvicorn.Config(create_app(Settings(shelf=tiny_shelf)), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        thread.join(0.05)
-        assert thread.is_alive()
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(20)
 
 
 def _browse(arguments: list[str], folder: Path) -> str:

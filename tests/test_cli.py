@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,33 +12,9 @@ import pyarrow.dataset
 import pytest
 
 from redshelf.api.cli import build_parser, main
-from redshelf.service.settings import load
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-
-
-@pytest.fixture(scope="module")
-def app(tiny_shelf: Path) -> FastAPI:
-    from redshelf.api.app import create_app
-
-    return create_app(load(environ={}, shelf=tiny_shelf))
-
-
-@pytest.fixture(scope="module")
-def url(app: FastAPI) -> Iterator[str]:
-    """A real server of the tiny shelf on a free port."""
-    import uvicorn
-
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
 
 
 @pytest.mark.parametrize(

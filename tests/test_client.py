@@ -25,7 +25,7 @@ from redshelf.api.client import AsyncClient, Client
 from redshelf.models.errors import BadInput, Conflict, NotFound, RedshelfError
 from redshelf.service.redshift import redshifts
 from redshelf.service.search import neighbours
-from redshelf.service.shelf import OpenShelf, open_shelf
+from redshelf.service.shelf import OpenShelf
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,11 +34,6 @@ ROOT = Path(__file__).resolve().parents[1]
 def url(tiny_shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with servers.serve(tiny_shelf, tmp_path_factory.mktemp("client"), max_batch=7) as server:
         yield f"http://127.0.0.1:{server.port}"
-
-
-@pytest.fixture(scope="module")
-def shelf(tiny_shelf: Path) -> OpenShelf:
-    return open_shelf(tiny_shelf)
 
 
 def test_a_source_a_position_a_vector_and_a_cutout_are_asked_about(url: str, shelf: OpenShelf, tmp_path: Path) -> None:

@@ -24,11 +24,6 @@ from redshelf.models.vit import MultiBandViT
 
 
 @pytest.fixture(scope="module")
-def sky() -> blobs.Blobs:
-    return blobs.make(pretext.N)
-
-
-@pytest.fixture(scope="module")
 def trained(sky: blobs.Blobs) -> tuple[MultiBandViT, Report]:
     return pretrain(
         sky.fetch,

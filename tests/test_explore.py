@@ -14,12 +14,7 @@ from redshelf.models.errors import BadInput, NotFound
 from redshelf.service.explore import compare, cone, outliers
 from redshelf.service.search import neighbours
 from redshelf.service.settings import load
-from redshelf.service.shelf import OpenShelf, open_shelf
-
-
-@pytest.fixture(scope="module")
-def shelf(tiny_shelf: Path) -> OpenShelf:
-    return open_shelf(tiny_shelf)
+from redshelf.service.shelf import OpenShelf
 
 
 @pytest.fixture(scope="module")

@@ -29,11 +29,6 @@ from redshelf.service.status import status
 
 
 @pytest.fixture
-def own_shelf(tiny_shelf: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_shelf, tmp_path / "shelf"))
-
-
-@pytest.fixture
 def aged(own_shelf: Path) -> Path:
     """The shelf as an earlier redshelf has published it, whose fit on vit, the default one, lacks an array."""
     layout, one = Layout(own_shelf), generation.read(Layout(own_shelf))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from io import BytesIO, StringIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,10 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redshelf.api.app import create_app
 from redshelf.indexing import joining, tabular, votable
 from redshelf.models.errors import BadInput
 from redshelf.service import tables
 from redshelf.service.fields import FIELDS
-from redshelf.service.settings import load
 
 FORMATS = ("votable", "csv", "parquet", "fits")
 LISTS = {  # question -> where its list stands in JSON
@@ -36,11 +33,6 @@ BODIES: dict[str, tuple[dict[str, Any], str]] = {
     "neighbours": ({"source_id": "s0010", "k": 7, "encoder": "vit"}, "neighbours"),
     "redshifts": ({"ids": ["s0001", "s0049", "s0004", "s0002"], "pdf": False}, "redshifts"),
 }
-
-
-@pytest.fixture(scope="module")
-def client(tiny_shelf: Path) -> TestClient:
-    return TestClient(create_app(load(environ={}, shelf=tiny_shelf)), raise_server_exceptions=False)
 
 
 def read(format: str, content: bytes) -> Table:

@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import random
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -15,8 +14,6 @@ import pytest
 import torture
 from fastapi.testclient import TestClient
 
-from redshelf.api.app import create_app
-from redshelf.service.settings import load
 from redshelf.service.shelf import OpenShelf
 
 pytestmark = [pytest.mark.security, pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -35,16 +32,6 @@ def hostile() -> list[str]:
     rng, wanted = random.Random(7), torture.count(120, 2000)
     made = [*PIECES, *("".join(rng.choices(PIECES, k=rng.randint(2, 4))) for _ in range(wanted - len(PIECES)))]
     return list(dict.fromkeys(made))
-
-
-@pytest.fixture(scope="module")
-def client(tiny_shelf: Path) -> TestClient:
-    return TestClient(create_app(load(environ={}, shelf=tiny_shelf)), raise_server_exceptions=False)
-
-
-@pytest.fixture(scope="module")
-def shelf(client: TestClient) -> OpenShelf:
-    return client.app.state.serving.current  # type: ignore[attr-defined, no-any-return]
 
 
 def in_url(text: str) -> str:

@@ -18,11 +18,6 @@ from redshelf.service import pictures
 from redshelf.service.shelf import OpenShelf, open_shelf
 
 
-@pytest.fixture(scope="module")
-def shelf(tiny_shelf: Path) -> OpenShelf:
-    return open_shelf(tiny_shelf)
-
-
 def opened(blob: bytes) -> np.ndarray:
     with Image.open(BytesIO(blob)) as picture:
         assert picture.format == "PNG"

@@ -21,11 +21,6 @@ from redshelf.models.pretraining import knn_monitor, pretrain
 from redshelf.models.vit import SIZES, MultiBandViT
 
 
-@pytest.fixture(scope="module")
-def sky() -> blobs.Blobs:
-    return blobs.make(pretext.N)
-
-
 def redshifts(sky: blobs.Blobs) -> np.ndarray:
     """A redshift that two colours give away, (N,)."""
     return np.asarray(0.5 + 0.1 * np.clip(sky.magnitude[:, 0] - sky.magnitude[:, 2], -3, 5))

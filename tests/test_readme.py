@@ -1,10 +1,8 @@
 """The README's commands, run as they stand, and its routes, compared with the application's."""
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,21 +13,26 @@ STEPS = re.findall(r"<!-- steps: run by tests/test_readme\.py -->\n```sh\n(.*?)`
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_runs_in_order(tmp_path: Path) -> None:
+def test_every_command_of_the_readme_runs_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process: forty starts of Python and as many imports of torch would take longer than the commands."""
+    from redshelf.api.cli import main
+
     pytest.importorskip("galsim", reason="the `sim` extra is not installed")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "links"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    environment["XDG_STATE_HOME"] = str(tmp_path / "state")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "links"))  # of processes that commands start
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     assert len(STEPS) == 9
     for line in "".join(STEPS).strip().splitlines():
-        command = line
-        if not line.startswith("echo "):
-            words = shlex.split(line)
-            assert words[0] == "redshelf"
-            command = shlex.join([sys.executable, "-m", "redshelf.api.cli", *words[1:]])
-        done = subprocess.run(
-            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        if line.startswith("echo "):
+            subprocess.run(line, shell=True, check=True)
+        elif line:
+            program, *words = shlex.split(line)
+            assert program == "redshelf"
+            status, told = main(words), capsys.readouterr()
+            assert status == 0, f"{line}\n{told.out}\n{told.err}"
 
 
 def test_make_targets_of_the_readme_exist() -> None:

@@ -10,13 +10,8 @@ from redshelf.indexing import ann, assembly
 from redshelf.indexing.filters import Filters, row_mask, separation_arcsec
 from redshelf.models.errors import BadInput, Conflict, NotFound
 from redshelf.service.search import nearest_source, neighbours, neighbours_of_vector
-from redshelf.service.shelf import OpenShelf, open_shelf
+from redshelf.service.shelf import OpenShelf
 from redshelf.service.sources import iau_name
-
-
-@pytest.fixture(scope="module")
-def shelf(tiny_shelf: Path) -> OpenShelf:
-    return open_shelf(tiny_shelf)
 
 
 def _index(folder: Path, rows: int = 400, dim: int = 24) -> ann.Index:

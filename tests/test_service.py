@@ -26,18 +26,6 @@ from redshelf.service.shelf import OpenShelf, open_shelf
 from redshelf.service.sources import source
 
 
-@pytest.fixture(scope="module")
-def shelf(tiny_shelf: Path) -> OpenShelf:
-    return open_shelf(tiny_shelf)
-
-
-@pytest.fixture
-def own_shelf(tiny_shelf: Path, tmp_path: Path) -> Path:
-    """A copy that a test may break."""
-    shutil.copytree(tiny_shelf, tmp_path / "shelf")
-    return tmp_path / "shelf"
-
-
 def test_a_redshift_answer_is_consistent(shelf: OpenShelf) -> None:
     for estimator in ("knn", "lightgbm"):
         answer = redshifts(shelf, ["s0004"], encoder="photometry", estimator=estimator)[0]

@@ -32,15 +32,8 @@ BRIGHT = Filters(mag_band="i", mag_max=30.0)
 
 
 @pytest.fixture
-def root(bare_shelf: Path, tmp_path: Path) -> Path:
-    """A shelf of 60 sources with one generation, which a test may change."""
-    shutil.copytree(bare_shelf, tmp_path / "shelf")
-    return tmp_path / "shelf"
-
-
-@pytest.fixture
-def serving(root: Path) -> Serving:
-    return Serving(root, refresh_seconds=60)
+def serving(own_bare: Path) -> Serving:
+    return Serving(own_bare, refresh_seconds=60)
 
 
 def flip(path: Path) -> None:
@@ -56,11 +49,11 @@ def mapped(folder: Path) -> list[str]:
     return sorted(line.split(maxsplit=5)[5] for line in lines if str(folder) in line)
 
 
-def test_a_newer_generation_is_taken_up_and_who_has_the_old_one_keeps_it(root: Path, serving: Serving) -> None:
+def test_a_newer_generation_is_taken_up_and_who_has_the_old_one_keeps_it(own_bare: Path, serving: Serving) -> None:
     old = serving.current
     assert not serving.refresh() and serving.current is old
-    delete(root, ["s0007"])
-    publish(root)
+    delete(own_bare, ["s0007"])
+    publish(own_bare)
     assert serving.refresh() and serving.current.generation.number == 2
     assert not serving.refresh()
     with pytest.raises(NotFound, match="no source 's0007'"):
@@ -69,16 +62,16 @@ def test_a_newer_generation_is_taken_up_and_who_has_the_old_one_keeps_it(root: P
     assert neighbours(serving.current, "s0008").n_matching == neighbours(old, "s0008").n_matching - 1 == 58
 
 
-def test_the_old_generation_is_closed_with_its_last_request(root: Path, serving: Serving) -> None:
-    client = TestClient(create_app(Settings(shelf=root, refresh_seconds=60)))
+def test_the_old_generation_is_closed_with_its_last_request(own_bare: Path, serving: Serving) -> None:
+    client = TestClient(create_app(Settings(shelf=own_bare, refresh_seconds=60)))
     own: Serving = client.app.state.serving  # type: ignore[attr-defined]
     gc.collect()
-    columns, index = root / "columns" / "1", root / "index"
+    columns, index = own_bare / "columns" / "1", own_bare / "index"
     of_one = [len(mapped(columns)) // 2, len(mapped(index)) // 2]  # two have it open: this one and the app's
     assert of_one[0] > 10 and of_one[1] > 0
     in_flight = own.current
     asked = client.get("/v1/sources/s0003/neighbours?mag_band=i&mag_max=30").json()  # a filter that is remembered
-    publish(root)
+    publish(own_bare)
     assert own.refresh() and serving.refresh()
     gc.collect()
     assert len(mapped(columns)) == of_one[0], "the request in flight has it, and nobody else"
@@ -86,28 +79,28 @@ def test_the_old_generation_is_closed_with_its_last_request(root: Path, serving:
     del in_flight
     gc.collect()
     assert mapped(columns) == []
-    assert len(mapped(root / "columns" / "2")) == 2 * of_one[0] and len(mapped(index)) == 2 * of_one[1]
+    assert len(mapped(own_bare / "columns" / "2")) == 2 * of_one[0] and len(mapped(index)) == 2 * of_one[1]
     assert client.get("/v1/sources/s0003/neighbours").json()["generation"] == 2
 
 
-def test_a_shelf_holds_no_reference_to_itself_so_that_it_is_closed_at_once(serving: Serving, root: Path) -> None:
+def test_a_shelf_holds_no_reference_to_itself_so_that_it_is_closed_at_once(serving: Serving, own_bare: Path) -> None:
     gc.collect()
     gc.disable()
     try:
         neighbours(serving.current, "s0003", filters=BRIGHT)
-        publish(root)
+        publish(own_bare)
         gc.collect()
         serving.refresh()
-        assert mapped(root / "columns" / "1") == []
+        assert mapped(own_bare / "columns" / "1") == []
     finally:
         gc.enable()
 
 
 def test_a_damaged_generation_is_refused_told_once_and_taken_up_when_it_is_mended(
-    root: Path, serving: Serving, caplog: pytest.LogCaptureFixture
+    own_bare: Path, serving: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:
-    publish(root)
-    damaged = root / "columns" / "2" / "ra.npy"
+    publish(own_bare)
+    damaged = own_bare / "columns" / "2" / "ra.npy"
     flip(damaged)
     for _ in range(3):
         assert not serving.refresh() and serving.current.generation.number == 1
@@ -119,9 +112,9 @@ def test_a_damaged_generation_is_refused_told_once_and_taken_up_when_it_is_mende
 
 
 def test_a_refused_generation_is_not_opened_again_before_one_of_its_files_has_changed(
-    root: Path, serving: Serving, monkeypatch: pytest.MonkeyPatch
+    own_bare: Path, serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish(root)
+    publish(own_bare)
     path = generation.path_of(serving.layout, 2)
     flip(path)
     opened: list[int] = []
@@ -144,9 +137,9 @@ def test_a_refused_generation_is_not_opened_again_before_one_of_its_files_has_ch
 
 
 def test_a_generation_that_could_not_be_read_for_a_while_is_looked_at_again(
-    root: Path, serving: Serving, monkeypatch: pytest.MonkeyPatch
+    own_bare: Path, serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish(root)
+    publish(own_bare)
     with monkeypatch.context() as patch:
         patch.setattr(service, "open_shelf", lambda *_: (_ for _ in ()).throw(OSError(24, "Too many open files")))
         assert not serving.refresh() and "Too many open files" in str(serving.refused)
@@ -155,13 +148,13 @@ def test_a_generation_that_could_not_be_read_for_a_while_is_looked_at_again(
     assert serving.refresh() and serving.refused is None
 
 
-def test_the_newest_that_can_be_served_is(root: Path, serving: Serving) -> None:
+def test_the_newest_that_can_be_served_is(own_bare: Path, serving: Serving) -> None:
     for _ in range(3):
-        publish(root)
-    flip(root / "columns" / "4" / "ra.npy")
+        publish(own_bare)
+    flip(own_bare / "columns" / "4" / "ra.npy")
     assert serving.refresh() and serving.current.generation.number == 3
     assert serving.refused is not None and serving.refused.startswith("generation 4 of shelf is damaged")
-    publish(root)
+    publish(own_bare)
     assert serving.refresh() and serving.current.generation.number == 5 and serving.refused is None
 
 
@@ -200,35 +193,35 @@ def _no_index(layout: Layout) -> None:
     ],
 )
 def test_a_generation_whose_encoder_is_not_on_the_shelf_as_published_is_refused(
-    root: Path, serving: Serving, change: Callable[[Layout], None], reason: str
+    own_bare: Path, serving: Serving, change: Callable[[Layout], None], reason: str
 ) -> None:
-    publish(root)
+    publish(own_bare)
     change(serving.layout)
     assert not serving.refresh() and serving.current.generation.number == 1
     assert serving.refused is not None and re.search(reason, serving.refused)
 
 
 def test_a_generation_whose_vectors_do_not_find_themselves_is_refused(
-    root: Path, serving: Serving, monkeypatch: pytest.MonkeyPatch
+    own_bare: Path, serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish(root)
+    publish(own_bare)
     monkeypatch.setattr(selfquery, "ask", lambda index, stored: selfquery.SelfQuery(60, 12, 60))
     assert not serving.refresh()
-    name = next((root / "index").iterdir()).name
+    name = next((own_bare / "index").iterdir()).name
     assert serving.refused == (
         f"generation 2: encoder photometry: by index/{name}/60 12 of 60 stored vectors find themselves, expected at "
         "least 60: remove that folder, run `redshelf index --encoder photometry`, and publish"
     )
     with pytest.raises(Conflict, match="12 of 60 stored vectors"):
-        Serving(root, refresh_seconds=60)
+        Serving(own_bare, refresh_seconds=60)
 
 
 def test_a_server_that_is_started_tells_of_a_damaged_newest_generation_a_worker_takes_the_one_before(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    own_bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish(root)
-    flip(root / "columns" / "2" / "ra.npy")
-    settings = Settings(shelf=root)
+    publish(own_bare)
+    flip(own_bare / "columns" / "2" / "ra.npy")
+    settings = Settings(shelf=own_bare)
     with pytest.raises(Conflict, match=r"generation 2 .* is damaged"):
         create_app(settings)
     for name, value in environment(settings).items():
@@ -236,7 +229,7 @@ def test_a_server_that_is_started_tells_of_a_damaged_newest_generation_a_worker_
     ready = TestClient(worker_app()).get("/readyz").json()
     assert (ready["status"], ready["generation"], ready["n_sources"]) == ("ready", 1, 60)
     assert ready["refused"].startswith("generation 2 of shelf is damaged: columns/2/ra.npy")
-    flip(root / "columns" / "1" / "ra.npy")
+    flip(own_bare / "columns" / "1" / "ra.npy")
     with pytest.raises(Conflict, match=r"generation 2 .* is damaged"):
         worker_app()
 
@@ -256,7 +249,7 @@ def _until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def test_a_running_server_looks_by_itself_and_goes_on_when_it_cannot(
-    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    own_bare: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     numbers = generation.numbers
     away = [True]
@@ -268,8 +261,8 @@ def test_a_running_server_looks_by_itself_and_goes_on_when_it_cannot(
             raise OSError("stale file handle")
         return numbers(layout)
 
-    app = create_app(Settings(shelf=root, refresh_seconds=0.02))
-    publish(root)
+    app = create_app(Settings(shelf=own_bare, refresh_seconds=0.02))
+    publish(own_bare)
     monkeypatch.setattr(generation, "numbers", unsteady)
     with TestClient(app) as client:
         _until(lambda: len(looked) > 3)
@@ -292,16 +285,16 @@ def test_a_running_server_looks_by_itself_and_goes_on_when_it_cannot(
     ],
 )
 def test_an_answer_is_of_one_generation_though_another_is_taken_up_meanwhile(
-    root: Path, monkeypatch: pytest.MonkeyPatch, path: str, module: ModuleType, function: str
+    own_bare: Path, monkeypatch: pytest.MonkeyPatch, path: str, module: ModuleType, function: str
 ) -> None:
-    app = create_app(Settings(shelf=root, refresh_seconds=60))
+    app = create_app(Settings(shelf=own_bare, refresh_seconds=60))
     client, own = TestClient(app), app.state.serving
     before = client.get(path).text
     whole = getattr(module, function)
 
     def swapping(*args: object, **kwargs: object) -> object:
-        delete(root, ["s0030"])
-        publish(root)
+        delete(own_bare, ["s0030"])
+        publish(own_bare)
         assert own.refresh()
         return whole(*args, **kwargs)
 

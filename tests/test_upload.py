@@ -34,11 +34,6 @@ NOISE = np.array([0.5, 2.0, 1.0], np.float32)[:, None, None]
 
 
 @pytest.fixture(scope="module")
-def shelf(tiny_shelf: Path) -> OpenShelf:
-    return open_shelf(tiny_shelf)
-
-
-@pytest.fixture(scope="module")
 def dusty_shelf(tmp_path_factory: pytest.TempPathFactory) -> OpenShelf:
     """A shelf of sources behind different amounts of dust, with encoder and fit `vit`."""
     from redshelf.service.embedding import embed

@@ -18,12 +18,6 @@ from redshelf.models.vit import SIZES, MultiBandViT, Size, default_groups, sine_
 SMALL = Size(dim=64, depth=2, heads=2, patch_px=8)
 NAMES = [band.name for band in blobs.BANDS]
 GROUPS = [["g", "r"], ["i", "z"]]
-N = 640
-
-
-@pytest.fixture(scope="module")
-def sky() -> blobs.Blobs:
-    return blobs.make(N)
 
 
 def fresh(cutout_px: int = blobs.CUTOUT_PX) -> MultiBandViT:

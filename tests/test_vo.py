@@ -36,16 +36,6 @@ UCD1 = {"ID_MAIN": "char", "POS_EQ_RA_MAIN": "double", "POS_EQ_DEC_MAIN": "doubl
 VOT = "{http://www.ivoa.net/xml/VOTable/v1.3}"
 
 
-@pytest.fixture(scope="module")
-def client(tiny_shelf: Path) -> TestClient:
-    return TestClient(create_app(load(environ={}, shelf=tiny_shelf)), raise_server_exceptions=False)
-
-
-@pytest.fixture(scope="module")
-def shelf(client: TestClient) -> OpenShelf:
-    return client.app.state.serving.current  # type: ignore[attr-defined, no-any-return]
-
-
 def votable(response: Response) -> VOTableFile:
     assert response.status_code == 200
     return parse(BytesIO(response.content), verify="ignore")
