@@ -68,9 +68,17 @@ def bias_by_redshift(results: Results) -> str | None:
             axes.set_title(title if kind == "z_true" else "", fontsize=10)
             axes.set_xlabel("true redshift" if kind == "z_true" else "photometric redshift")
         row[0].set_ylabel(r"bias in support, $\langle\Delta z/(1+z)\rangle$")
-    if drawn:
-        grid[0][0].legend(frameon=False, fontsize=8)
+    _legend(figure, grid.ravel())
     return _png(figure) if drawn else None
+
+
+def _legend(figure: Figure, panels: Any) -> None:
+    """One legend for all panels, above them: a line may be missing in some."""
+    lines = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if lines:
+        order = [name for name in LINES if name in lines]
+        handles = [lines[name] for name in order]
+        figure.legend(handles, order, loc="outside upper center", ncols=len(order), frameon=False, fontsize=9)
 
 
 def _by_redshift(
@@ -101,6 +109,8 @@ def photometric_against_true(results: Results) -> str | None:
                 counts = np.log1p(np.sum(pictures, axis=0).T)
                 axes.imshow(counts, origin="lower", extent=(0, 3, 0, 3), cmap="Greys", aspect="auto")
                 drawn += 1
+            else:
+                axes.text(1.5, 2.6, "not measured", ha="center", fontsize=9)
             axes.plot([0, 3], [0, 3], color="#D55E00", linewidth=0.8)
         row[0].set_ylabel("photometric redshift")
     for axes in grid[-1]:
@@ -125,8 +135,7 @@ def pit_histograms(results: Results) -> str | None:
         axes.axhline(1, color="#888888", linewidth=0.8)
         axes.set(title=title, xlabel="PIT", ylim=(0, 2.5))
     row[0].set_ylabel("density")
-    if drawn:
-        row[0].legend(frameon=False, fontsize=7)
+    _legend(figure, row)
     return _png(figure) if drawn else None
 
 
@@ -140,14 +149,14 @@ def weights_map(results: Results) -> str | None:
     weights = np.array(seen["weights"])
     figure = _figure(6.4, 4.6)
     axes = figure.subplots()
-    axes.plot(*asked.T, ".", color="#bbbbbb", markersize=2, label="asked", zorder=1)
+    axes.plot(*asked.T, ".", color="#bbbbbb", markersize=2, label="asked sources", zorder=1)
     order = np.argsort(weights)
     shade = np.log10(np.clip(weights[order], 0.03, 30))
     x, y = labels[order].T
     points = axes.scatter(x, y, c=shade, s=6 + 10 * np.clip(shade + 1, 0, 3), cmap="cividis", zorder=2)
     figure.colorbar(points, label="log10 of a label's weight")
     axes.set(xlabel="first component", ylabel="second component")
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(frameon=False, loc="upper right", markerscale=4)
     return _png(figure)
 
 

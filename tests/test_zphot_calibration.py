@@ -10,7 +10,7 @@ from redshelf.models.zphot_calibration import calibrated_points
 def test_an_offset_that_every_label_shows_is_taken_off() -> None:
     rng = np.random.default_rng(0)
     z, magnitude = rng.uniform(0.3, 1.5, 4000), rng.uniform(20, 24, 4000)
-    moved = calibrated_points(z + 0.05, z, magnitude, z[:500] + 0.05, magnitude[:500])
+    moved = calibrated_points(z + 0.05, z, magnitude, z[:500] + 0.05, magnitude[:500], z_bins=8, magnitude_width=1.0)
     np.testing.assert_allclose(moved, z[:500], atol=1e-9)
 
 
