@@ -40,6 +40,7 @@ from redshelf.api import (
 )
 from redshelf.api.envelope import Envelope
 from redshelf.api.queries import PROBLEMS
+from redshelf.api.uploads import Uploads
 from redshelf.models.errors import Conflict
 from redshelf.service import keys
 from redshelf.service.serving import Serving, open_checked
@@ -64,6 +65,7 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
     metrics, guard = observability.Metrics(), security.Guard(settings)
     how: dict[str, Any] = {"refresh_seconds": settings.refresh_seconds, "fall_back": fall_back}
     serving = Serving(settings.shelf, **how, looked=metrics.looked)
+    uploads = Uploads(settings, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Settings]]:
@@ -73,6 +75,7 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
             yield {"settings": settings}
         finally:
             serving.stop()
+            uploads.close()
 
     app = FastAPI(
         title="redshelf",
@@ -86,7 +89,7 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
         lifespan=lifespan,
     )
     app.state.settings = settings
-    app.state.serving = serving
+    app.state.serving, app.state.uploads = serving, uploads
     app.state.metrics, app.state.guard = metrics, guard
     problems.install(app)
     problems.describe(app)

@@ -20,14 +20,15 @@ K = 10  # neighbours, where a question does not say
 
 @dataclass(frozen=True)
 class Question:
-    """One of `source_id`, `position` (RA, Dec in degrees), `cutout`, `text` and `like`; `bands`, `unit` and `ebv` go
-    with a cutout, `unlike` with `like`."""
+    """One of `source_id`, `position` (RA, Dec in degrees), `cutout`, `text` and `like`; `bands`, `unit`,
+    `pixel_scale_arcsec` and `ebv` go with a cutout, `unlike` with `like`."""
 
     source_id: str | None = None
     position: tuple[float, float] | None = None
     cutout: Path | None = None
     bands: str | None = None
     unit: Literal["uJy", "noise"] = "uJy"
+    pixel_scale_arcsec: float | None = None
     ebv: float | None = None
     text: str | None = None
     like: tuple[str, ...] = ()
@@ -81,8 +82,8 @@ class OnDisk:
         assert question.cutout is not None
         chosen = upload.pixel_encoder(self.shelf, encoder)
         bands = tuple(name.strip() for name in question.bands.split(",")) if question.bands else None
-        blob = _read(question.cutout)
-        return chosen, upload.read(blob, self.shelf.info, bands=bands, unit=question.unit, ebv=question.ebv)
+        told: dict[str, Any] = {"unit": question.unit, "scale_arcsec": question.pixel_scale_arcsec, "ebv": question.ebv}
+        return chosen, upload.read(_read(question.cutout), self.shelf.info, bands=bands, **told)
 
     def neighbours(self, question: Question, *, encoder: str | None, k: int | None) -> NeighboursAnswer:
         from redshelf.service import examples, search, upload
@@ -126,8 +127,8 @@ class OverHttp:
 
     @staticmethod
     def _cutout(question: Question) -> dict[str, Any]:
-        told = {"unit": question.unit, "bands": question.bands or None, "ebv": question.ebv}
-        return {"cutout": question.cutout, **told}
+        told = {name: getattr(question, name) for name in ("unit", "pixel_scale_arcsec", "ebv")}
+        return {"cutout": question.cutout, "bands": question.bands or None, **told}
 
     def neighbours(self, question: Question, *, encoder: str | None, k: int | None) -> NeighboursAnswer:
         asked: dict[str, Any] = {"encoder": encoder, "k": k}

@@ -105,10 +105,11 @@ def _with_cutout(
     *,
     bands: str | None = None,
     unit: str | None = None,
+    pixel_scale_arcsec: float | None = None,
     ebv: float | None = None,
     **asked: Any,
 ) -> Call:
-    form = {"bands": bands, "unit": unit, "ebv": ebv}
+    form = {"bands": bands, "unit": unit, "pixel_scale_arcsec": pixel_scale_arcsec, "ebv": ebv}
     return Call("POST", f"/v1/cutouts/{what}", asked, files={"file": _upload(cutout)}, data=form)
 
 
@@ -132,7 +133,7 @@ def redshift(
     source_id: str | None = None, *, cutout: Path | bytes | None = None, **asked: Any
 ) -> Asking[RedshiftAnswer]:
     """The redshift of a source, or of a `cutout`, with all that is said of it. `asked`: encoder, estimator, pdf; with a
-    cutout also bands, unit, ebv."""
+    cutout also bands, unit, pixel_scale_arcsec, ebv."""
     if (source_id is None) == (cutout is None):
         raise BadInput("expected a source id or a cutout")
     if cutout is not None:
@@ -169,7 +170,8 @@ def _like(
 
 def neighbours(source_id: str | None = None, **asked: Any) -> Asking[Table]:
     """The galaxies like a source, by its id or by `position=(ra, dec)` in degrees; like a `vector`, a `text`, the
-    sources `like` these and `unlike` those, or a `cutout` (a file or its bytes, with `bands`, `unit`, `ebv`).
+    sources `like` these and `unlike` those, or a `cutout` (a file or its bytes, with `bands`, `unit`,
+    `pixel_scale_arcsec`, `ebv`).
 
     Further: k, encoder, exact, max_distance, mutual, and the filters of the route.
     """

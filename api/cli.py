@@ -84,12 +84,17 @@ def _question(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--id", dest="source_id", help="a source of the survey")
     asked.add_argument("--ra", type=float, help="degrees, with --dec")
     asked.add_argument("--dec", type=float, help="degrees")
-    asked.add_argument("--cutout", type=Path, metavar="FILE", help="FITS (an HDU a band, or a cube), .npy or .npz")
+    asked.add_argument(
+        "--cutout", type=Path, metavar="FILE", help="FITS (an HDU a band, or a cube; .gz too), .npy or .npz"
+    )
     asked.add_argument("--text", help="words, in the space of a CLIP whose texts the shelf can embed")
     asked.add_argument("--like", metavar="ID", action="append", default=[], help="sources like this one; repeatable")
     parser.add_argument("--unlike", metavar="ID", action="append", default=[], help="and unlike this; repeatable")
     parser.add_argument("--bands", help="comma-separated bands of the planes of a cube or array")
     parser.add_argument("--unit", choices=("uJy", "noise"), default="uJy", help="of the cutout's pixels [uJy]")
+    parser.add_argument(
+        "--pixel-scale-arcsec", type=float, metavar="S", help="of the cutout [its FITS header's WCS, else the survey's]"
+    )
     parser.add_argument(
         "--ebv", type=float, metavar="MAG", help="the cutout's Galactic reddening [its FITS header's EBV]"
     )

@@ -290,6 +290,7 @@ def _question(arguments: Namespace) -> Question:
         arguments.cutout,
         arguments.bands,
         arguments.unit,
+        arguments.pixel_scale_arcsec,
         arguments.ebv,
         arguments.text,
         tuple(arguments.like),

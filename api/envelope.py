@@ -116,14 +116,14 @@ class Envelope:
 
     async def _answer(self, scope: Scope, receive: Receive, answer: Answer) -> bool:
         """Let the app answer; whether its deadline passed before it did."""
-        seen, reading = 0, False
+        seen, reading, whole = 0, False, False
         late: asyncio.Task[None] | None = None
 
         async def limited() -> Message:
-            nonlocal seen, reading
-            reading = True
+            nonlocal seen, reading, whole
+            reading = not whole  # afterwards it waits for the client to leave
             message = await receive()
-            reading = False
+            reading, whole = False, whole or not message.get("more_body", False)
             seen += len(message.get("body", b""))
             self._check(seen)
             return message
@@ -135,6 +135,7 @@ class Envelope:
                 late = asyncio.ensure_future(self._late(scope, receive, answer, reading=reading))
 
         timer = None
+        scope["state"]["until"] = time.monotonic() + self.deadline_seconds
         if scope["path"] not in NO_DEADLINE:
             timer = asyncio.get_running_loop().call_later(self.deadline_seconds, expire)
         try:
@@ -166,7 +167,7 @@ class Envelope:
             seconds=seconds,
             key=state.get("key"),
             generation=state.get("generation"),
-            turned_away="size" if status == 413 else away,
+            turned_away="size" if status == 413 else away or state.get("turned_away"),
         )
         self.metrics.count(told)
         if self.log is not None:

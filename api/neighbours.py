@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Form, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from redshelf.api.caching import ByGeneration
 from redshelf.api.queries import (
@@ -16,9 +17,9 @@ from redshelf.api.queries import (
     RecallQuery,
     Shelf,
     Tabular,
-    band_list,
 )
 from redshelf.api.tables import TABLES, Wanted, respond
+from redshelf.api.uploads import Uploading
 from redshelf.service import examples, search, upload
 from redshelf.service.answers import NeighboursAnswer, RecallAnswer
 from redshelf.service.shelf import OpenShelf
@@ -82,18 +83,24 @@ router.include_router(live)
 
 
 @router.post("/cutouts/neighbours", response_model=NeighboursAnswer, responses=TABLES)
-def of_cutout(
+async def of_cutout(
     request: Request,
     query: Annotated[NeighboursQuery, Query()],
     form: Annotated[CutoutForm, Form(media_type="multipart/form-data")],
     shelf: Shelf,
     settings: InForce,
+    uploads: Uploading,
     format: Wanted,
 ) -> Response:
-    """The sources that look like an uploaded cutout. A cutout larger than the survey's is cut to its centre."""
+    """The sources that look like an uploaded cutout. One of other pixels than the survey's is resampled, its flux kept;
+    a larger one is cut around its pixel n // 2. `bands_missing` are those that it lacks."""
     how = query.how(settings)
     chosen = upload.pixel_encoder(shelf, query.encoder)
-    cutout = upload.read(form.file.file.read(), shelf.info, bands=band_list(form.bands), unit=form.unit, ebv=form.ebv)
-    how |= {"encoder": chosen.name, "bands_missing": cutout.bands_missing}
-    found = search.neighbours_of_vector(shelf, upload.embed(shelf, chosen, cutout), **how)
-    return respond(request, shelf, found, format, what="neighbours", of="cutout")
+    vector, missing = await uploads.vector(request, shelf, chosen, form)
+    how |= {"encoder": chosen.name, "bands_missing": missing}
+
+    def answer() -> Response:
+        found = search.neighbours_of_vector(shelf, vector, **how)
+        return respond(request, shelf, found, format, what="neighbours", of="cutout")
+
+    return await run_in_threadpool(answer)

@@ -28,6 +28,8 @@ FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is impo
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 UNMATCHED = "unmatched"  # in place of an address that is no route: a label takes no text of a user
 REASONS = ("key", "rate", "busy", "late", "size")  # why a request was turned away
+BATCH_EDGES = (1, 2, 4, 8, 16, 32, 64, 128)
+DECODING_ENDED = ("time", "memory", "crash")  # why a process that decodes uploads was replaced
 STAGE_EDGES_S = (0.0001, 0.0003, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16)
 
 
@@ -63,7 +65,13 @@ class Metrics:
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
         away = Counter("redshelf_turned_away", "Requests turned away, by reason.", ("reason",), **told)
         self._away = {reason: away.labels(reason) for reason in REASONS}
+        self.encode_batch = Histogram(
+            "redshelf_encode_batch", "Uploads that were encoded together.", buckets=BATCH_EDGES, **told
+        )
+        ended = Counter("redshelf_decoding_ended", "Uploads that ended the process that decodes.", ("reason",), **told)
+        self.decoding_ended = {reason: ended.labels(reason) for reason in DECODING_ENDED}
         live = {**told, "multiprocess_mode": "livesum"}
+        self.encode_queue = Gauge("redshelf_encode_queue", "Uploads that wait to be encoded.", **live)
         self.in_flight = Gauge("redshelf_in_flight", "Requests that are being answered.", **live)
         self._room = Gauge("redshelf_max_concurrent", "Requests that may be answered at a time.", **live)
         self._workers = Gauge("redshelf_workers", "Processes that answer.", **live)

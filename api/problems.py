@@ -16,11 +16,12 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from redshelf.api import browse, security
-from redshelf.models.errors import BadInput, Conflict, NotFound, RedshelfError, nearest
+from redshelf.api.limits import BUSY_RETRY_S
+from redshelf.models.errors import BadInput, Busy, Conflict, NotFound, RedshelfError, nearest
 from redshelf.service.answers import Problem
 
 PROBLEM = "application/problem+json"
-STATUS: dict[type[RedshelfError], int] = {NotFound: 404, BadInput: 422, Conflict: 409}
+STATUS: dict[type[RedshelfError], int] = {NotFound: 404, BadInput: 422, Conflict: 409, Busy: 503}
 log = logging.getLogger("redshelf")
 
 
@@ -97,7 +98,11 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RedshelfError)
     async def known(request: Request, error: RedshelfError) -> Response:
-        return problem(request, next((s for kind, s in STATUS.items() if isinstance(error, kind)), 500), str(error))
+        status = next((s for kind, s in STATUS.items() if isinstance(error, kind)), 500)
+        if not isinstance(error, Busy):
+            return problem(request, status, str(error))
+        request.state.turned_away = "busy"
+        return problem(request, status, str(error), {"retry-after": str(BUSY_RETRY_S)})
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

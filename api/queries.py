@@ -204,12 +204,16 @@ class RedshiftsBody(Redshift):
 
 
 class CutoutForm(Strict):
-    """An uploaded cutout. `bands`: comma-separated, for a cube or an array; `unit`: of the pixels; `ebv`: Galactic
+    """An uploaded cutout. `bands`: comma-separated, for a cube or an array; `unit`: of the pixels;
+    `pixel_scale_arcsec`: their size, by default that of a FITS header's WCS, else the survey's; `ebv`: Galactic
     reddening, by default that of a FITS header's EBV card, else the median of the survey."""
 
-    file: UploadFile = Field(description="FITS (an image HDU a band, or a cube), .npy or .npz")
+    file: UploadFile = Field(
+        description="FITS (an image HDU a band, or a cube; plain, .fits.gz or compressed by tiles), .npy or .npz"
+    )
     bands: str | None = None
     unit: Literal["uJy", "noise"] = "uJy"
+    pixel_scale_arcsec: float | None = Field(None, gt=0, le=3600, description="of north-up pixels; else as FITS says")
     ebv: float | None = Field(None, ge=0, le=MAX_EBV, description="mag")
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from redshelf.api.caching import ByGeneration
-from redshelf.api.queries import CutoutForm, InForce, RedshiftQuery, RedshiftsBody, Shelf, Tabular, at_most, band_list
+from redshelf.api.queries import CutoutForm, InForce, RedshiftQuery, RedshiftsBody, Shelf, Tabular, at_most
 from redshelf.api.tables import TABLES, Wanted, respond, with_densities
+from redshelf.api.uploads import Uploading
 from redshelf.service import redshift, upload
 from redshelf.service.answers import RedshiftAnswer, RedshiftsAnswer
 
@@ -39,19 +41,16 @@ def of_sources(
 
 
 @router.post("/cutouts/redshift", response_model=RedshiftAnswer)
-def of_cutout(
+async def of_cutout(
+    request: Request,
     query: Annotated[RedshiftQuery, Query()],
     form: Annotated[CutoutForm, Form(media_type="multipart/form-data")],
     shelf: Shelf,
+    uploads: Uploading,
 ) -> RedshiftAnswer:
-    """The redshift of an uploaded cutout, by an estimator fitted on a pixel encoder alone."""
+    """The redshift of an uploaded cutout, by an estimator fitted on a pixel encoder alone: fluxes measured on it would
+    be of another photometric system than the catalogue's. `bands_missing` are those that it lacks."""
     chosen = upload.pixel_encoder(shelf, query.encoder)
-    cutout = upload.read(form.file.file.read(), shelf.info, bands=band_list(form.bands), unit=form.unit, ebv=form.ebv)
-    return redshift.redshift_of_vector(
-        shelf,
-        upload.embed(shelf, chosen, cutout),
-        encoder=chosen.name,
-        estimator=query.estimator,
-        pdf=query.pdf,
-        bands_missing=cutout.bands_missing,
-    )
+    vector, missing = await uploads.vector(request, shelf, chosen, form)
+    told: dict[str, Any] = {"encoder": chosen.name, "estimator": query.estimator, "pdf": query.pdf}
+    return await run_in_threadpool(redshift.redshift_of_vector, shelf, vector, **told, bands_missing=missing)

@@ -72,7 +72,7 @@ def in_noise_units(pixels_ujy: npt.NDArray[np.float32], noise_ujy: float) -> npt
     scaled = pixels_ujy * np.float32(1 / noise_ujy)
     np.clip(scaled, -CLIP, CLIP, out=scaled)
     torch: Any = sys.modules.get("torch")
-    if torch is None:
+    if torch is None or getattr(torch.__spec__, "_initializing", False):  # another thread is importing it
         return scaled.astype(np.float16)
     return np.asarray(converted(torch.from_numpy(scaled), torch.float16).numpy())  # 30 times as fast, the same bits
 

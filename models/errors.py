@@ -24,6 +24,10 @@ class Conflict(RedshelfError):
     """The request is sound but contradicts what is stored or running."""
 
 
+class Busy(RedshelfError):
+    """There is more to do than is taken on; asked again a little later it may be done."""
+
+
 class Interrupted(RedshelfError):
     """A signal asked a long job to stop; what it had is saved, and the same command goes on from there."""
 

@@ -46,6 +46,11 @@ class LimitsAnswer(Answer):
     max_k: int
     max_batch: int
     max_upload_bytes: int
+    decode_seconds: float = Field(description="of CPU, to decode an upload; beyond it 422")
+    decode_bytes: int = Field(description="of memory, to decode an upload; beyond it 422")
+    max_encode_batch: int = Field(description="uploads that are encoded together")
+    encode_wait_seconds: float = Field(description="that the first of them waits for others")
+    max_encode_queue: int = Field(description="uploads that wait to be encoded; beyond it 503")
     max_concurrent: int = Field(description="requests at the same time; beyond them 503")
     deadline_seconds: float = Field(description="of a request; after it 503, or 408 where its body has not arrived")
     rate_per_key: str | None = Field(description="requests with the same key; beyond it 429")

@@ -1,6 +1,7 @@
 """Untrusted bytes to arrays: FITS headers and images, .npy and .npz, by their sizes before their content.
 
-Nothing is unpickled, nothing is unpacked beyond a limit, and no header makes room for more than was sent.
+Nothing is unpickled, nothing is unpacked beyond a limit, and no header makes room for more than was sent. What is
+compressed within a FITS file, or around it, is for `service/packed`.
 """
 
 from __future__ import annotations
@@ -23,20 +24,23 @@ from redshelf.models.errors import BadInput
 
 FITS_BLOCK, FITS_CARD = 2880, 80
 MAX_HEADER_BLOCKS, MAX_HDUS = 64, 256
-MAX_NPY_HEADER = 4096
-MAX_UNPACKED_BYTES = 128 << 20  # of all members of an .npz together
+MAX_NPY_HEADER, MAX_MEMBERS = 4096, 64
+MAX_UNPACKED_BYTES = 64 << 20  # of a whole upload: 11 bands of 1,200 x 1,200 pixels in float32
 END_CARD = b"END".ljust(FITS_CARD)
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Hdu:
-    """One HDU as its header tells: `shape` in numpy's order, `start` of its data in the file."""
+    """One HDU as its header tells: `shape` in numpy's order; it is at `first` to `past` in the file, its data from
+    `start`."""
 
     cards: dict[str, str | float]
     shape: tuple[int, ...]
     bits: int
+    first: int
     start: int
+    past: int
     scale: float
     zero: float
     blank: int | None
@@ -83,28 +87,29 @@ def hdus(blob: bytes) -> Iterator[Hdu]:
         size = abs(bits) // 8 * groups * (heap + (math.prod(shape) if shape else 0))
         if min(*shape, groups, heap, 0) < 0 or size > max(0, len(blob) - start):
             raise BadInput(f"FITS HDU {count}: its header tells of {size} bytes of data: the file is truncated")
-        yield Hdu(cards, shape, bits, start, scale, zero, blank)
-        offset = start + -(-size // FITS_BLOCK) * FITS_BLOCK
+        past = start + -(-size // FITS_BLOCK) * FITS_BLOCK
+        yield Hdu(cards, shape, bits, offset, start, past, scale, zero, blank)
+        offset = past
         count += 1
 
 
-def fits_image(blob: bytes, hdu: Hdu, size: int) -> Floats | None:
-    """The central pixels of an image HDU, (..., H, W) float32, blanks as NaN; None for a table or an empty HDU."""
-    if "ZIMAGE" in hdu.cards or "ZCMPTYPE" in hdu.cards:
-        raise BadInput("the FITS image is tile-compressed: send it uncompressed (funpack)")
+def raw_image(blob: bytes, hdu: Hdu) -> npt.NDArray[Any] | None:
+    """The stored numbers of an image HDU as they lie in the bytes; None for a table or an empty HDU."""
     if len(hdu.shape) < 2 or hdu.cards.get("XTENSION", "IMAGE") != "IMAGE":
         return None
     kinds = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
     if hdu.bits not in kinds:
         raise BadInput(f"FITS BITPIX={hdu.bits}: expected one of {', '.join(map(str, kinds))}")
     raw = np.frombuffer(blob, dtype=kinds[hdu.bits], count=math.prod(hdu.shape), offset=hdu.start)
-    raw = central(raw.reshape(hdu.shape), size)  # before it is widened: bytes become doubles
+    return raw.reshape(hdu.shape)
+
+
+def physical(raw: npt.NDArray[Any], hdu: Hdu) -> Floats:
+    """Stored numbers as what they stand for, blanks as NaN; of a window, since bytes become doubles on the way."""
     with np.errstate(over="ignore", invalid="ignore"):
         image = (raw.astype(np.float64) * hdu.scale + hdu.zero).astype(np.float32)
     if hdu.blank is not None and raw.dtype.kind in "iu":
         image[raw == hdu.blank] = np.nan
-    while image.ndim > 2 and image.shape[0] == 1:
-        image = image[0]  # NAXIS3 = 1 is how some archives write a plain image
     return image
 
 
@@ -133,8 +138,16 @@ def npy(blob: bytes) -> npt.NDArray[Any]:
     return np.frombuffer(blob, dtype, size, start).reshape(shape, order="F" if by_column else "C")
 
 
+def _members(blob: bytes) -> int:
+    """How many members the end of a zip tells of."""
+    at = blob.rfind(b"PK\x05\x06", max(0, len(blob) - (1 << 16) - 22))
+    return int.from_bytes(blob[at + 10 : at + 12], "little") if at >= 0 else 0
+
+
 def npz(blob: bytes, bands: tuple[str, ...] | None) -> tuple[npt.NDArray[Any], tuple[str, ...] | None]:
     """The one image array of an .npz, and its `bands` array."""
+    if _members(blob) > MAX_MEMBERS:  # the directory itself takes long to read
+        raise BadInput(f"the .npz has more than {MAX_MEMBERS} members")
     try:
         with zipfile.ZipFile(BytesIO(blob)) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
@@ -155,10 +168,3 @@ def npz(blob: bytes, bands: tuple[str, ...] | None) -> tuple[npt.NDArray[Any], t
             name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in written.ravel()
         )
     return next(iter(arrays.values())), bands
-
-
-def central(image: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
-    """The central `size` x `size` pixels, what there is of a smaller image; pixel n//2 of each axis goes to size//2,
-    as ingest centres its sources."""
-    top, left = (max(0, n // 2 - size // 2) for n in image.shape[-2:])
-    return image[..., top : top + size, left : left + size]

@@ -48,6 +48,11 @@ class Settings(BaseModel):
     max_k: int = Field(default=1000, ge=1, le=1000)
     max_batch: int = Field(default=1000, ge=1, le=1000)  # ids in one POST /v1/redshifts
     max_upload_bytes: int = Field(default=32 << 20, ge=1024)
+    decode_seconds: float = Field(default=0.8, ge=0.05, le=60)  # of CPU, to decode an upload
+    decode_bytes: int = Field(default=1 << 30, ge=1 << 29)  # of address space of the process that decodes it
+    max_encode_batch: int = Field(default=16, ge=1, le=1024)  # uploads that are encoded together
+    encode_wait_seconds: float = Field(default=0.002, ge=0, le=1)  # that the first of them waits for others
+    max_encode_queue: int = Field(default=64, ge=1, le=10_000)  # uploads that wait to be encoded
     max_concurrent: int = Field(default=64, ge=1, le=10_000)  # requests that a worker answers at the same time
     max_connections: int = Field(default=1000, ge=1, le=100_000)  # open to a worker, idle ones counted
     deadline_seconds: float = Field(default=30.0, ge=0.05, le=86_400)  # of a request, and of a client that is silent

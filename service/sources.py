@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import floor
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -113,13 +114,11 @@ def describe(shelf: OpenShelf, settings: Settings) -> ShelfAnswer:
         default_encoder=published.default_encoder,
         default_redshift=published.default_redshift,
         default_estimator=published.default_estimator,
-        limits=LimitsAnswer(
-            max_k=settings.max_k,
-            max_batch=settings.max_batch,
-            max_upload_bytes=settings.max_upload_bytes,
-            max_concurrent=settings.max_concurrent,
-            deadline_seconds=settings.deadline_seconds,
-            rate_per_key=settings.rate_per_key or None,
-            rate_per_address=settings.rate_per_address or None,
-        ),
+        limits=limits(settings),
     )
+
+
+def limits(settings: Settings) -> LimitsAnswer:
+    """What a server with these settings takes."""
+    told: dict[str, Any] = {name: getattr(settings, name) for name in LimitsAnswer.model_fields}
+    return LimitsAnswer.model_validate({name: None if value == "" else value for name, value in told.items()})

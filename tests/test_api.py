@@ -40,6 +40,8 @@ def test_the_shelf_is_described(client: TestClient) -> None:
     assert [e["name"] for e in body["encoders"]] == ["photometry", "vit"]
     assert body["limits"] == {
         "max_k": 1000, "max_batch": 5, "max_upload_bytes": 1 << 20, "max_concurrent": 64, "deadline_seconds": 30.0,
+        "decode_seconds": 0.8, "decode_bytes": 1 << 30,
+        "max_encode_batch": 16, "encode_wait_seconds": 0.002, "max_encode_queue": 64,
         "rate_per_key": "6000/minute", "rate_per_address": "6000/minute",
     }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import tomllib
 import zipfile
 from dataclasses import replace
@@ -156,7 +157,9 @@ def test_a_bright_core_is_clipped_and_called_saturated() -> None:
     [
         (b"", None, "no image"),
         (b"GIF89a....", None, "no image"),
-        (b"\x1f\x8b\x08 and so on", None, "gzip"),
+        (b"\x1f\x8b\x08 and so on", None, "not a valid .gz"),
+        (gzip.compress(fits_bytes(("g", CUBE[0])))[:-50], None, "the .gz is truncated"),
+        (gzip.compress(npy_bytes(CUBE)), ("g", "r", "i"), "gzip-compressed and no FITS"),
         (npy_bytes(CUBE), None, "needs its band names"),
         (npy_bytes(CUBE), ("g", "r"), "expected \\(2, H, W\\)"),
         (npy_bytes(CUBE), ("g", "r", "K"), "band 'K' is not in survey s; known: g, i, r"),
@@ -223,12 +226,32 @@ def test_a_small_file_cannot_ask_for_much_memory() -> None:
         upload.read(huge, INFO, bands=("g",))
 
 
-@pytest.mark.security
-def test_compressed_fits_is_refused() -> None:
+def test_gzipped_fits_is_the_fits_in_it() -> None:
+    blob = fits_bytes(("g", CUBE[0]), ("r", CUBE[1]), ("i", CUBE[2]))
+    half = len(blob) // 2
+    for packed in (gzip.compress(blob), gzip.compress(blob[:half]) + gzip.compress(blob[half:]) + b"\0" * 100):
+        np.testing.assert_array_equal(upload.read(packed, INFO).pixels, upload.read(blob, INFO).pixels)
+
+
+@pytest.mark.parametrize(
+    ("kind", "image", "loss"),
+    [
+        ("GZIP_1", CUBE[0], 0.0), ("GZIP_2", CUBE[0], 0.0), ("RICE_1", CUBE[0], 0.1), ("HCOMPRESS_1", CUBE[0], 0.1),
+        ("RICE_1", np.arange(64, dtype=np.int16).reshape(8, 8), 0.0),
+        ("PLIO_1", np.arange(64, dtype=np.int16).reshape(8, 8), 0.0),
+        ("NOCOMPRESS", np.arange(64, dtype=np.int32).reshape(8, 8), 0.0),
+    ],
+)  # fmt: skip
+def test_an_image_that_is_compressed_by_tiles_is_the_image_in_it(kind: str, image: np.ndarray, loss: float) -> None:
+    lossless = {"quantize_level": 0.0} if kind.startswith("GZIP") else {}
+    tile = {"tile_shape": (8, 8)} if kind.startswith("HCOMPRESS") else {}
+    packed = fits.CompImageHDU(image, name="i", compression_type=kind, **lossless, **tile)
     stream = BytesIO()
-    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(CUBE[0], name="g")]).writeto(stream)
-    with pytest.raises(BadInput, match="tile-compressed"):
-        upload.read(stream.getvalue(), INFO)
+    fits.HDUList([fits.PrimaryHDU(), packed, fits.ImageHDU(CUBE[1], name="r")]).writeto(stream)
+    found = upload.read(stream.getvalue(), INFO, unit="noise")
+    np.testing.assert_allclose(found.pixels[2], image, atol=loss, rtol=1e-3)
+    np.testing.assert_allclose(found.pixels[1], CUBE[1], rtol=1e-3)
+    assert found.bands_missing == ("g",)
 
 
 @pytest.mark.security
@@ -314,6 +337,12 @@ def test_a_band_without_images_is_refused_in_every_unit(unit: Literal["uJy", "no
     info = replace(INFO, bands=(*INFO.bands, Band("K", 2150)))
     with pytest.raises(BadInput, match="band 'K' has no images in survey s"):
         upload.read(npy_bytes(CUBE[0]), info, bands=("K",), unit=unit)
+
+
+def test_a_redshift_by_fluxes_is_refused_and_why(shelf: OpenShelf) -> None:
+    for name in ("photometry",):
+        with pytest.raises(BadInput, match=r"needs fluxes, .* another photometric system, which biases redshifts"):
+            upload.pixel_encoder(shelf, name)
 
 
 def test_the_first_encoder_on_pixels_alone_embeds_uploads(shelf: OpenShelf) -> None:
