@@ -41,7 +41,7 @@ def test_a_target_far_from_every_label_stays_where_it_is() -> None:
 def test_no_redshift_becomes_negative() -> None:
     z = np.zeros(100)
     magnitude = np.full(100, 22.0)
-    assert calibrated_points(z + 0.02, z, magnitude, [0.01], [22.0]).tolist() == [0.0]
+    assert calibrated_points(z + 0.02, z, magnitude, [0.01], [22.0], z_bins=1).tolist() == [0.0]
 
 
 @pytest.mark.parametrize(
