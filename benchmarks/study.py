@@ -51,7 +51,13 @@ def main() -> int:
             print(f"failed: {', '.join(found.failed)}")
             return 1
     results = Results(folder)
-    faults = [*_size_of_the_problem(results), *_left(results), *_unchanged(results), *_hours(results)]
+    faults = [
+        *_size_of_the_problem(results),
+        *_left(results),
+        *_unchanged(results),
+        *_pretrained(results),
+        *_hours(results),
+    ]
     for line in faults:
         print(f"MISSED {line}")
     return 1 if arguments.check and faults else 0
@@ -116,6 +122,25 @@ def _unchanged(results: Results) -> list[str]:
                     faults.append(
                         f"s0, {estimator}, {correction}: {measure} changes by {change}, error {own.error:.4f}"
                     )
+    return faults
+
+
+def _pretrained(results: Results) -> list[str]:
+    """With a tenth of the labels pretraining beats random weights, and with all of them the best image network with
+    photometry beats the network on photometry alone (the numbers of issue 4)."""
+    faults = []
+    tenth = Key("ViT, direct", "s0", "head", sky="images", fraction=0.1)
+    pairs = {"a tenth of the labels, s0": (replace(tenth, approach="masked, fine-tuned"), tenth)}
+    for scenario in ("s0", "s1"):
+        plain = Key("photometry network", scenario, "head", sky="images")
+        pairs[f"with photometry, {scenario}"] = (replace(plain, approach="masked, fine-tuned with photometry"), plain)
+    for name, (ours, theirs) in pairs.items():
+        both = results.number(ours, "sigma_mad"), results.number(theirs, "sigma_mad")
+        if both[0] is None or both[1] is None:
+            continue
+        print(f"{name}: {ours.approach} {both[0].plain}, {theirs.approach} {both[1].plain}")
+        if not both[0].value < both[1].value:
+            faults.append(f"{name}: {ours.approach} {both[0].plain}, {theirs.approach} {both[1].plain}")
     return faults
 
 

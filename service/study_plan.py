@@ -235,6 +235,10 @@ def _spaces(budget: Budget, seed: int, published: frozenset[str], *, quick: bool
         for name, mode in (("photometry", "frozen"), ("photometry network", "direct"))
     ]
     out += [
+        Space(approach, "images", "s0", seed, start, mode, fraction=0.1)
+        for approach, start, mode in (("ViT, direct", "vit", "direct"), ("masked, fine-tuned", masked, "finetune"))
+    ]
+    out += [
         Space(f"masked on {few:,} images, frozen", "images", "s0", seed, f"masked-{few}-{seed}")
         for few in budget.curve[:-1]
     ]
