@@ -17,12 +17,11 @@ from redshelf.indexing.files import write_bytes
 from redshelf.service import study_figures as figures
 from redshelf.service.study_plan import CHOSEN, CORRECTIONS, PUBLISHED, SCENARIOS, Budget, Plan
 from redshelf.service.study_results import MEASURES, Key, Number, Results, over_seeds, table
-from redshelf.service.study_scores import REDSHIFTS
+from redshelf.service.study_scores import MAGNITUDES, REDSHIFTS
 from redshelf.service.study_warnings import warnings
 
 PAGE, CSV = "index.html", "study.csv"
 NONE = "–"
-HIGH = ("1.8-2.1", "2.1-2.5", "2.5-3")
 TITLES = {
     "s0": "s0: labels represent the sky",
     "s1": "s1: labels chosen by i and g-z (covariate shift holds)",
@@ -141,7 +140,14 @@ def _tables(results: Results, plan: Plan) -> list[Table]:
     out = [_approaches(results, plan, scenario) for scenario in SCENARIOS]
     out += [_corrections(results, scenario) for scenario in SCENARIOS]
     out += [_by_redshift(results, scenario) for scenario in SCENARIOS]
-    out += [_balance(results), _other_skies(results), warnings(results), *_surveys(results), _provenance(results)]
+    out += [
+        _by_magnitude(results),
+        _balance(results),
+        _other_skies(results),
+        warnings(results),
+        *_surveys(results),
+        _provenance(results),
+    ]
     return [table for table in out if table.rows]
 
 
@@ -210,7 +216,10 @@ def _verdict(change: Number | None) -> str:
 
 def _by_redshift(results: Results, scenario: str) -> Table:
     plain = Key("photometry", scenario)
-    ways = {"kNN": plain, "redshelf": replace(plain, estimator="redshelf", correction=CHOSEN)}
+    ways = {
+        "kNN": replace(plain, estimator="knn40"),
+        "redshelf": replace(plain, estimator="redshelf", correction=CHOSEN),
+    }
     rows = []
     for low, high in pairwise(REDSHIFTS):
         name = f"{low:g}-{high:g}"
@@ -225,12 +234,25 @@ def _by_redshift(results: Results, scenario: str) -> Table:
     head = (
         "redshift",
         "labels",
-        "kNN, by true z",
+        "mean of 40, by true z",
         "redshelf in support, by true z",
-        "kNN, by z_phot",
+        "mean of 40, by z_phot",
         "redshelf in support, by z_phot",
     )
     return Table(f"Bias by redshift on photometry, {TITLES[scenario]}", "", head, tuple(rows))
+
+
+def _by_magnitude(results: Results) -> Table:
+    rows = []
+    for scenario in SCENARIOS:
+        for estimator, correction in (("knn40", "none"), ("knn", "none"), ("lightgbm", "none"), ("redshelf", CHOSEN)):
+            key = Key("photometry", scenario, estimator, correction)
+            parts = [f"{low:g}-{high:g}" for low, high in pairwise(MAGNITUDES)]
+            cells = [triple(results, key, f"all: magnitude {part}") for part in parts]
+            if set(cells) != {NONE}:
+                rows.append((scenario, NAMES[estimator], *cells))
+    head = ("scenario", "estimator", *(f"i {low:g}-{high:g}" for low, high in pairwise(MAGNITUDES)))
+    return Table("By magnitude, on photometry", "Every asked source, in support or not.", head, tuple(rows))
 
 
 def _balance(results: Results) -> Table:
