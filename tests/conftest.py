@@ -21,6 +21,19 @@ if TYPE_CHECKING:
     from redshelf.service.shelf import OpenShelf
 
 
+# minutes each, so that no process of `make test` begins with one of them when the others are done
+LONGEST = (
+    "test_slurm", "test_encoders", "test_specialise", "test_readme", "test_described", "test_kills", "test_scenarios",
+    "test_swaps",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those of the longest modules first, all others as they come."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def short_training() -> Iterator[None]:
     """Fits take a second or two instead of half a minute."""
