@@ -19,7 +19,7 @@ def test_every_command_of_the_readme_runs_in_order(tmp_path: Path) -> None:
     pytest.importorskip("galsim", reason="the `sim` extra is not installed")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "links"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     environment["XDG_STATE_HOME"] = str(tmp_path / "state")
-    assert len(STEPS) == 9
+    assert len(STEPS) == 10
     for line in "".join(STEPS).strip().splitlines():
         command = line
         if not line.startswith("echo "):
