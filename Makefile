@@ -49,6 +49,7 @@ bench: venv
 	$(BIN)/python benchmarks/clap_knn.py
 	$(BIN)/python benchmarks/shift.py
 	$(BIN)/python benchmarks/redshift.py
+	$(BIN)/python benchmarks/targets.py
 	$(BIN)/python benchmarks/real_hsc.py
 	$(BIN)/python benchmarks/retrieval.py
 	$(BIN)/python benchmarks/ingest.py

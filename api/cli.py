@@ -238,6 +238,17 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--estimator", metavar="NAME", help="of the fit [its default]")
     _output(p, file=".parquet, .fits, or .hdf5 with the densities")
 
+    p = add("targets", "where to point a spectrograph: the galaxies whose labels would lower the error of a fit most")
+    p.add_argument("-n", type=int, default=500, help="how many [500]")
+    p.add_argument("--encoder", metavar="NAME[+photometry]", help="a fit [the shelf's default]")
+    p.add_argument("--mag-max", type=float, metavar="M", help="none fainter than this, AB")
+    p.add_argument("--mag-band", metavar="NAME", help="of the magnitude [i, or the nearest to it]")
+    p.add_argument("--ra", type=float, help="degrees: the centre of the area, with --dec and --radius-arcsec")
+    p.add_argument("--dec", type=float, help="degrees")
+    p.add_argument("--radius-arcsec", type=float, metavar="R", help="none farther from the centre than this")
+    p.add_argument("--generation", type=int, metavar="N", help="published [the newest]")
+    p.add_argument("-o", dest="path", type=Path, metavar="FILE", help="a new file, .parquet, .fits, .vot or .csv")
+
     p = add("export", "sources and labels as a HATS folder, which LSDB opens and `ingest` reads")
     p.add_argument("-o", dest="folder", type=Path, required=True, metavar="DIR", help="a new folder")
 

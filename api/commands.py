@@ -360,6 +360,24 @@ def redshift(arguments: Namespace) -> int:
     return _output(arguments, "redshift", estimator=arguments.estimator)
 
 
+def targets(arguments: Namespace) -> int:
+    from redshelf.api import show
+    from redshelf.service import targets as service
+
+    if arguments.path is not None:
+        service.check_path(arguments.path)  # before minutes of work
+    shelf = service.open_for(_shelf(arguments), arguments.encoder, arguments.generation)
+    names = ("encoder", "mag_band", "mag_max", "ra", "dec", "radius_arcsec")
+    found = service.targets(shelf, arguments.n, **{name: getattr(arguments, name) for name in names})
+    if arguments.path is not None:
+        service.write(arguments.path, found)
+        return _report({"path": arguments.path, **found.facts}, arguments)
+    if arguments.json:
+        return _report({**found.facts, "targets": found.table.to_pylist()}, arguments)
+    print(show.targets(found))
+    return 0
+
+
 def export(arguments: Namespace) -> int:
     from redshelf.indexing.export import export_hats
     from redshelf.indexing.layout import Layout
@@ -435,6 +453,6 @@ RUN: dict[str, Callable[[Namespace], int]] = {
     function.__name__: function
     for function in (
         simulate, ingest, delete, pretrain, train, embed, index, fit, publish, serve, keys, search, neighbours,
-        redshift, export, check, status, study, demo,
+        redshift, targets, export, check, status, study, demo,
     )
 }  # fmt: skip

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from redshelf.service.demo import DemoReport
     from redshelf.service.fit import FitReport
     from redshelf.service.status import Progress, Status
+    from redshelf.service.targets import Targets
 
 UNKNOWN = "–"
+SHOWN = 20  # lines of a table that a file is for
 
 
 def fixed(value: float | None, digits: int) -> str:
@@ -84,6 +86,30 @@ def _cell(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
+
+
+def targets(found: Targets) -> str:
+    """The first sources to observe, and what all of them are expected to be worth."""
+    told, rows = found.facts, found.table.slice(0, SHOWN).to_pylist()
+    cells = [
+        (
+            row["source_id"],
+            str(row["rank"]),
+            fixed(row["ra_deg"], 5),
+            f"{row['dec_deg']:+.5f}",
+            fixed(row["magnitude"], 2),
+            fixed(row["z_phot"], 3),
+            f"{row['expected_gain']:.2e}",
+        )
+        for row in rows
+    ]
+    head = f"{told['n']} of {told['n_matching']} galaxies without a label, by {told['encoder']} ({told['revision']})"
+    worth = (
+        f"expected error of {told['n_targets']} targets {told['expected_error']:.4f}: lower by "
+        f"{told['expected_gain_of_all']:.5f}, at random by {told['expected_gain_at_random']:.5f}"
+    )
+    more = f"\n... and {told['n'] - len(rows)} more: -o FILE writes them all" if told["n"] > len(rows) else ""
+    return f"{head}\n{worth}\n{table(('source', 'rank', 'ra', 'dec', told['mag_band'], 'z_phot', 'gain'), cells)}{more}"
 
 
 def facts(values: Any, *, as_json: bool) -> str:

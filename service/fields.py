@@ -40,6 +40,8 @@ FIELDS: dict[str, Field] = {
     "z_kind": Field("how the label was measured: spec, grism, photoz_many_band", "meta.code;src.redshift", type=TEXT),
     "z_quality": Field("of the label, in its catalogue's own scale", "meta.code.qual;src.redshift"),
     "z_phot": Field("photometric redshift by the survey's default estimator, median of its density", _PHOT),
+    "magnitude": Field("AB, in the band `mag_band`", "phot.mag", "mag"),
+    "expected_gain": Field("by which its label lowers the mean expected error, given those before it", "stat.value"),
     "object_class": Field("unknown, galaxy, star or agn", "src.class", type=TEXT),
     "z_median": Field("median of the density", f"{_PHOT};stat.median"),
     "z_mode": Field("redshift of the highest density", _PHOT),
