@@ -29,6 +29,7 @@ from redshelf.api import (
     connections,
     datalink,
     explore,
+    jobs,
     login,
     neighbours,
     observability,
@@ -43,8 +44,10 @@ from redshelf.api.queries import PROBLEMS
 from redshelf.api.uploads import Uploads
 from redshelf.models.errors import Conflict
 from redshelf.service import keys
+from redshelf.service.jobs import Jobs
 from redshelf.service.serving import Serving, open_checked
 from redshelf.service.settings import Settings, environment, load
+from redshelf.service.working import Working
 
 SILENT_S = 60  # after which a worker is taken for hung: on a busy file system the imports alone take seconds
 
@@ -66,14 +69,23 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
     how: dict[str, Any] = {"refresh_seconds": settings.refresh_seconds, "fall_back": fall_back}
     serving = Serving(settings.shelf, **how, looked=metrics.looked)
     uploads = Uploads(settings, metrics)
+    working = Working(
+        Jobs(settings.state_dir, settings.shelf),
+        lambda: serving.current,
+        max_bytes=settings.max_job_bytes,
+        look_seconds=settings.refresh_seconds,
+        ended=lambda phase: metrics.jobs[phase].inc(),
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Settings]]:
         serving.start()
         metrics.start(settings)
+        working.start()
         try:
             yield {"settings": settings}
         finally:
+            working.stop()
             serving.stop()
             uploads.close()
 
@@ -89,21 +101,21 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
         lifespan=lifespan,
     )
     app.state.settings = settings
-    app.state.serving, app.state.uploads = serving, uploads
+    app.state.serving, app.state.uploads, app.state.working = serving, uploads, working
     app.state.metrics, app.state.guard = metrics, guard
     problems.install(app)
     problems.describe(app)
     security.describe(app, guard)
     app.add_middleware(Envelope, settings=settings, guard=guard, metrics=metrics, log=log)
     if settings.cors_origins:
-        methods, headers = ["GET", "POST"], ["Authorization", "X-API-Key", "Content-Type", "X-Request-Id"]
+        methods, headers = ["GET", "POST", "DELETE"], ["Authorization", "X-API-Key", "Content-Type", "X-Request-Id"]
         told: dict[str, Any] = {
             "allow_methods": methods,
             "allow_headers": headers,
             "expose_headers": ["X-Request-Id", "Retry-After"],
         }
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **told)
-    for module in (sources, neighbours, explore, redshifts, cone, datalink, operations):
+    for module in (sources, neighbours, explore, redshifts, jobs, cone, datalink, operations):
         app.include_router(module.router)
     for page in (browse, login):
         app.include_router(page.router, include_in_schema=False)

@@ -17,20 +17,21 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import httpx
 
 from redshelf.api import calls
-from redshelf.api.calls import Asking, Call, T, checked
+from redshelf.api.calls import Asking, Call, Pause, T, checked
 from redshelf.models.errors import BadInput, RedshelfError
-from redshelf.service.answers import RedshiftAnswer, ShelfAnswer, SourceAnswer
+from redshelf.service.answers import JobAnswer, Phase, RedshiftAnswer, ShelfAnswer, SourceAnswer
 
 if TYPE_CHECKING:
     import qp
     from astropy.io.fits import HDUList
     from astropy.table import Table
 
+What = Literal["neighbours", "redshifts"]
 BUSY = (429, 503)
 TIMEOUT_S = 120.0  # the first upload makes the server load torch and the weights
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
@@ -93,7 +94,7 @@ class Client(_Asker):
         self._http.close()
 
     def send(self, call: Call) -> httpx.Response:
-        """The response with status 200; raises what another one tells of."""
+        """The response with the status that is expected; raises what another one tells of."""
         waits = self._waits()
         while True:
             try:
@@ -108,9 +109,13 @@ class Client(_Asker):
     def ask(self, question: Asking[T]) -> T:
         """The answer to a question of `redshelf.api.calls`."""
         try:
-            call = next(question)
+            step = next(question)
             while True:
-                call = question.send(self.send(call))
+                if isinstance(step, Pause):
+                    time.sleep(step.seconds)
+                    step = question.send(None)
+                else:
+                    step = question.send(self.send(step))
         except StopIteration as end:
             answer: T = end.value
             return answer
@@ -157,6 +162,42 @@ class Client(_Asker):
         """See `calls.ensemble`."""
         return self.ask(calls.ensemble(source_ids, **asked))
 
+    def submit(self, what: What, source_ids: Sequence[str], **asked: Any) -> str:
+        """See `calls.submit`."""
+        return self.ask(calls.submit(what, source_ids, **asked))
+
+    def job(self, job_id: str) -> JobAnswer:
+        """See `calls.job`."""
+        return self.ask(calls.job(job_id))
+
+    def jobs(self, phase: Phase | None = None) -> list[JobAnswer]:
+        """See `calls.jobs`."""
+        return self.ask(calls.jobs(phase))
+
+    def wait(self, job_id: str, *, progress: bool = False, timeout_s: float | None = None) -> JobAnswer:
+        """See `calls.wait`."""
+        return self.ask(calls.wait(job_id, progress=progress, timeout_s=timeout_s))
+
+    def result(self, job_id: str) -> Table:
+        """See `calls.result`."""
+        return self.ask(calls.result(job_id))
+
+    def result_bytes(self, job_id: str) -> bytes:
+        """See `calls.result_bytes`."""
+        return self.ask(calls.result_bytes(job_id))
+
+    def abort(self, job_id: str) -> None:
+        """See `calls.abort`."""
+        self.ask(calls.abort(job_id))
+
+    def forget(self, job_id: str) -> None:
+        """See `calls.forget`."""
+        self.ask(calls.forget(job_id))
+
+    def long_list(self, what: What, source_ids: Sequence[str], **asked: Any) -> Table:
+        """See `calls.long_list`."""
+        return self.ask(calls.long_list(what, source_ids, **asked))
+
 
 class AsyncClient(_Asker):
     """The same for `async` code: every method is awaited."""
@@ -188,9 +229,10 @@ class AsyncClient(_Asker):
 
     async def ask(self, question: Asking[T]) -> T:
         try:
-            call = next(question)
+            step = next(question)
             while True:
-                call = question.send(await self.send(call))
+                given = asyncio.sleep(step.seconds) if isinstance(step, Pause) else self.send(step)
+                step = question.send(await given)
         except StopIteration as end:
             answer: T = end.value
             return answer
@@ -226,3 +268,30 @@ class AsyncClient(_Asker):
 
     async def ensemble(self, source_ids: Sequence[str], **asked: Any) -> qp.Ensemble:
         return await self.ask(calls.ensemble(source_ids, **asked))
+
+    async def submit(self, what: What, source_ids: Sequence[str], **asked: Any) -> str:
+        return await self.ask(calls.submit(what, source_ids, **asked))
+
+    async def job(self, job_id: str) -> JobAnswer:
+        return await self.ask(calls.job(job_id))
+
+    async def jobs(self, phase: Phase | None = None) -> list[JobAnswer]:
+        return await self.ask(calls.jobs(phase))
+
+    async def wait(self, job_id: str, *, progress: bool = False, timeout_s: float | None = None) -> JobAnswer:
+        return await self.ask(calls.wait(job_id, progress=progress, timeout_s=timeout_s))
+
+    async def result(self, job_id: str) -> Table:
+        return await self.ask(calls.result(job_id))
+
+    async def result_bytes(self, job_id: str) -> bytes:
+        return await self.ask(calls.result_bytes(job_id))
+
+    async def abort(self, job_id: str) -> None:
+        await self.ask(calls.abort(job_id))
+
+    async def forget(self, job_id: str) -> None:
+        await self.ask(calls.forget(job_id))
+
+    async def long_list(self, what: What, source_ids: Sequence[str], **asked: Any) -> Table:
+        return await self.ask(calls.long_list(what, source_ids, **asked))

@@ -104,7 +104,7 @@ class Envelope:
         self.rates.count("address", limits.caller_of(client[0]) if client else None)
         key = self.guard.admit(scope["method"], path, headers)
         if key is not None:
-            scope["state"]["key"] = key.name
+            scope["state"]["key"], scope["state"]["owner"] = key.name, key.sha256
             answer.private = True
             self.rates.count("key", key.name)
         length = headers.get("content-length", "")

@@ -30,6 +30,7 @@ UNMATCHED = "unmatched"  # in place of an address that is no route: a label take
 REASONS = ("key", "rate", "busy", "late", "size")  # why a request was turned away
 BATCH_EDGES = (1, 2, 4, 8, 16, 32, 64, 128)
 DECODING_ENDED = ("time", "memory", "crash")  # why a process that decodes uploads was replaced
+JOBS_ENDED = ("COMPLETED", "ERROR", "ABORTED")
 STAGE_EDGES_S = (0.0001, 0.0003, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16)
 
 
@@ -70,6 +71,8 @@ class Metrics:
         )
         ended = Counter("redshelf_decoding_ended", "Uploads that ended the process that decodes.", ("reason",), **told)
         self.decoding_ended = {reason: ended.labels(reason) for reason in DECODING_ENDED}
+        jobs = Counter("redshelf_jobs", "Jobs that have ended, by the phase that they came to.", ("phase",), **told)
+        self.jobs = {phase: jobs.labels(phase) for phase in JOBS_ENDED}
         live = {**told, "multiprocess_mode": "livesum"}
         self.encode_queue = Gauge("redshelf_encode_queue", "Uploads that wait to be encoded.", **live)
         self.in_flight = Gauge("redshelf_in_flight", "Requests that are being answered.", **live)

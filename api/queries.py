@@ -6,7 +6,7 @@ Every route takes one of these models whole, `NoQuery` where it has no parameter
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import Depends, HTTPException, Request, UploadFile
@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from redshelf.indexing.filters import Filters
 from redshelf.models.errors import BadInput, Conflict
-from redshelf.service.answers import Problem
+from redshelf.service.answers import Phase, Problem
 from redshelf.service.examples import MAX_EXAMPLES, MAX_TEXT, Method
 from redshelf.service.explore import MAX_CONE_ARCSEC
+from redshelf.service.jobs import Asked, What
 from redshelf.service.serving import Serving
 from redshelf.service.settings import Settings
 from redshelf.service.shelf import OpenShelf
@@ -201,6 +202,45 @@ class NeighboursBody(Neighbourhood):
 
 class RedshiftsBody(Redshift):
     ids: list[str] = Field(min_length=1)
+
+
+class JobBody(Neighbourhood):
+    """`what` of each of `ids`: neighbours, with the fields of a question about one source, or redshifts, with encoder,
+    estimator and pdf."""
+
+    what: What
+    ids: list[str] = Field(min_length=1, max_length=1_000_000, description="sources; any of them may stand twice")
+    format: Format = Field("json", description="of the result")
+    run: StrictBool = Field(True, description="at once; false leaves the job PENDING")
+    estimator: str | None = Field(None, description="one of the fit's `estimators`; the default one by default")
+    pdf: StrictBool = Field(False, description="redshifts with their density p(z)")
+    exact: StrictBool = False
+    mutual: StrictBool = False
+    labelled_only: StrictBool = False
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        own = {"encoder", *(("estimator", "pdf") if self.what == "redshifts" else Neighbourhood.model_fields)}
+        for name in sorted(self.model_fields_set - {"what", "ids", "format", "run"} - own):
+            raise ValueError(f"{name} does not go with what={self.what}")
+        if self.pdf and self.format == "csv":
+            raise ValueError("pdf=true: a density is a list, which CSV cannot hold: take votable, parquet or fits")
+        return self
+
+    def asked(self, settings: Settings) -> Asked:
+        """What the job does."""
+        told: dict[str, Any] = {"encoder": self.encoder, "estimator": self.estimator, "pdf": self.pdf}
+        if self.what == "neighbours":
+            told = {**self.how(settings), "filters": asdict(self.filters())}
+        return Asked(self.what, tuple(self.ids), self.format, told)
+
+
+class JobPhase(Strict):
+    phase: Literal["RUN", "ABORT"]
+
+
+class JobsQuery(Strict):
+    phase: Phase | None = Field(None, description="only jobs of this phase")
 
 
 class CutoutForm(Strict):

@@ -6,7 +6,7 @@ known is null.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -51,6 +51,10 @@ class LimitsAnswer(Answer):
     max_encode_batch: int = Field(description="uploads that are encoded together")
     encode_wait_seconds: float = Field(description="that the first of them waits for others")
     max_encode_queue: int = Field(description="uploads that wait to be encoded; beyond it 503")
+    max_jobs: int = Field(description="jobs of one key that have not ended; beyond it 429")
+    max_job_ids: int = Field(description="ids in the list of a job")
+    max_job_bytes: int = Field(description="of the result of a job; beyond it the job ends as ERROR")
+    job_seconds: float = Field(description="after which a job is destroyed")
     max_concurrent: int = Field(description="requests at the same time; beyond them 503")
     deadline_seconds: float = Field(description="of a request; after it 503, or 408 where its body has not arrived")
     rate_per_key: str | None = Field(description="requests with the same key; beyond it 429")
@@ -285,6 +289,39 @@ class RedshiftAnswer(Answer):
 
 class RedshiftsAnswer(Answer):
     redshifts: list[RedshiftAnswer]
+
+
+Phase = Literal["PENDING", "QUEUED", "EXECUTING", "COMPLETED", "ERROR", "ABORTED"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+
+class JobAnswer(Answer):
+    """One job, in the words of the VO's Universal Worker Service. Times are ISO 8601, UTC."""
+
+    job_id: str
+    phase: Phase
+    what: Literal["neighbours", "redshifts"]
+    format: str
+    n_ids: int
+    n_done: int = Field(description="of them, as of a moment ago")
+    created: str
+    started: str | None
+    ended: str | None
+    destruction: str = Field(description="when the job and its result are deleted")
+    generation: int | None = Field(description="that it is, or was last, answered from")
+    error: str | None = Field(description="why it ended as ERROR")
+    result_bytes: int | None
+    links: dict[str, str] = Field(description="`self`, and once it is COMPLETED `result`")
+
+
+class JobsAnswer(Answer):
+    jobs: list[JobAnswer] = Field(description="those of the key that asks, the newest first")
+
+
+class ManyNeighboursAnswer(Answer):
+    """The result of a job of neighbours as JSON."""
+
+    answers: list[NeighboursAnswer]
 
 
 class Problem(BaseModel):

@@ -26,6 +26,7 @@ class Field:
 
 _PHOT = "src.redshift.phot"
 FIELDS: dict[str, Field] = {
+    "query": Field("id of the source that was asked about", "meta.id", type=TEXT),
     "source_id": Field("id of the source in its survey", "meta.id;meta.main", type=TEXT),
     "iau_name": Field("position as a name, truncated as the IAU asks", "meta.id", type=TEXT),
     "encoder": Field("embedding space that the line is of", "meta.note", type=TEXT),

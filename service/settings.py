@@ -53,6 +53,10 @@ class Settings(BaseModel):
     max_encode_batch: int = Field(default=16, ge=1, le=1024)  # uploads that are encoded together
     encode_wait_seconds: float = Field(default=0.002, ge=0, le=1)  # that the first of them waits for others
     max_encode_queue: int = Field(default=64, ge=1, le=10_000)  # uploads that wait to be encoded
+    max_jobs: int = Field(default=16, ge=1, le=10_000)  # of one key that have not ended
+    max_job_ids: int = Field(default=100_000, ge=1, le=1_000_000)  # in the list of one
+    max_job_bytes: int = Field(default=256 << 20, ge=1024)  # of the result of one
+    job_seconds: float = Field(default=7 * 86_400.0, ge=1, le=366 * 86_400.0)  # after which a job is destroyed
     max_concurrent: int = Field(default=64, ge=1, le=10_000)  # requests that a worker answers at the same time
     max_connections: int = Field(default=1000, ge=1, le=100_000)  # open to a worker, idle ones counted
     deadline_seconds: float = Field(default=30.0, ge=0.05, le=86_400)  # of a request, and of a client that is silent
@@ -60,7 +64,7 @@ class Settings(BaseModel):
     rate_per_address: str = Field(default="6000/minute", pattern=RATE)  # and from the same address, but for loopback
     require_key: bool = False  # also to read on loopback
     cors_origins: Annotated[tuple[Origin, ...], BeforeValidator(_listed)] = ()  # whose pages may ask
-    state_dir: Path = Field(default_factory=_state_dir)  # keys; never in the shelf, which may be read-only
+    state_dir: Path = Field(default_factory=_state_dir)  # keys, jobs; never in the shelf, which may be read-only
     log_format: Literal["auto", "json", "text"] = "auto"  # auto: text on a terminal
     threads: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1)  # of torch and FAISS, in a worker
 

@@ -37,12 +37,14 @@ def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def make(columns: Mapping[str, Sequence[Any]], facts: Mapping[str, Any]) -> pa.Table:
+def make(
+    columns: Mapping[str, Sequence[Any]], facts: Mapping[str, Any], *, sizes: Mapping[str, int] | None = None
+) -> pa.Table:
     """A table of these columns, in the order of `FIELDS`; facts that are None are left out, and those that
     are called like a column are of the query.
 
-    Lists of one length, which densities are, become lists of fixed size. A text that is not known is empty and a list
-    that is not known full of NaN: readers differ in what they make of null there.
+    Lists of one length, which densities are, become lists of fixed size (`sizes`, where all may be unknown). A text
+    that is not known is empty and a list that is not known full of NaN: readers differ in what they make of null there.
     """
     fields, arrays = [], []
     for name in FIELDS:
@@ -50,7 +52,7 @@ def make(columns: Mapping[str, Sequence[Any]], facts: Mapping[str, Any]) -> pa.T
             continue
         one, values = field(name), columns[name]
         if pa.types.is_list(one.type):
-            size = max((len(value) for value in values if value is not None), default=1)
+            size = max((len(value) for value in values if value is not None), default=(sizes or {}).get(name, 1))
             one = field(name, pa.list_(one.type.value_type, size))
             values = [[nan] * size if value is None else value for value in values]
         elif pa.types.is_string(one.type):
@@ -85,21 +87,34 @@ def _flat(one: RedshiftAnswer) -> dict[str, Any]:
     return found | {"pdf_z": one.pdf and one.pdf.z, "pdf_density": one.pdf and one.pdf.density}
 
 
-def _redshifts(answers: Sequence[RedshiftAnswer], survey: str, *, pdf: bool) -> pa.Table:
+def of_redshifts(
+    answers: Sequence[RedshiftAnswer], survey: str, *, pdf: bool, sizes: Mapping[str, int] | None = None
+) -> pa.Table:
+    """A line for each answer; `sizes` of the lists of a density, for parts that are to be put together."""
     rows = [_flat(one) for one in answers]
     columns = {name: [row[name] for row in rows] for name in rows[0] if pdf or not name.startswith("pdf_")}
     first = answers[0]  # all are by one estimator of one generation
     facts = {"survey": survey, **_facts(first, "source_id", "pdf", *rows[0])}
     for name in ("calibration", "shift"):
         facts |= {f"{name}_{key}": value for key, value in getattr(first, name)}
-    return make(columns, facts)
+    return make(columns, facts, sizes=sizes)
+
+
+OF_A_QUERY = ("neighbours", "query", "n_matching", "complete")  # what differs between the answers to one job
+
+
+def of_neighbours(answers: Sequence[NeighboursAnswer], survey: str) -> pa.Table:
+    """A line for each neighbour in the answers about several sources, with the `query` that it is of."""
+    lines = [one for answer in answers for one in answer.neighbours]
+    queries = [answer.query for answer in answers for _ in answer.neighbours]
+    return make({"query": queries, **_sources(lines, Neighbour)}, {"survey": survey, **_facts(answers[0], *OF_A_QUERY)})
 
 
 def table_of(answer: Lists, *, survey: str, pdf: bool = False) -> pa.Table:
     """The table of an answer. `pdf`: redshifts with their densities, a list in each line; of a comparison the lines of
     both encoders, one after the other."""
     if isinstance(answer, RedshiftsAnswer):
-        return _redshifts(answer.redshifts, survey, pdf=pdf)
+        return of_redshifts(answer.redshifts, survey, pdf=pdf)
     if isinstance(answer, CompareAnswer):
         both = [one for part in answer.neighbours for one in part.neighbours]
         names = [part.encoder for part in answer.neighbours for _ in part.neighbours]

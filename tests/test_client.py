@@ -291,3 +291,51 @@ def test_the_script_of_the_documentation_runs(url: str, tmp_path: Path) -> None:
     assert "small: 300 sources" in done.stdout and "generation 1" in done.stdout
     table = Table.read(tmp_path / "redshifts.ecsv")
     assert len(table) > 5 and table.meta["survey"] == "small" and "z_median" in table.colnames
+
+
+def test_a_long_list_is_a_job_that_is_waited_for(
+    url: str, shelf: OpenShelf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = [f"s{i:04d}" for i in range(40, 70)]
+    expected = redshifts(shelf, ids, pdf=False)
+    with Client(url) as client:
+        table = client.long_list("redshifts", ids, progress=True)
+        assert list(table["source_id"]) == ids and "30/30" in capsys.readouterr().err
+        for found, one in zip(table["z_median"], expected, strict=True):
+            assert np.ma.is_masked(found) if one.z_median is None else found == pytest.approx(one.z_median, abs=1e-6)
+        assert client.jobs() == []
+        job_id = client.submit("neighbours", ids, k=2, encoder="vit", format="json")
+        job = client.wait(job_id, timeout_s=60)
+        assert (job.phase, job.n_done, client.job(job_id)) == ("COMPLETED", 30, job) and client.jobs("COMPLETED") == [
+            job
+        ]
+        answers = json.loads(client.result_bytes(job_id))["answers"]
+        assert answers[3] == json.loads(neighbours(shelf, ids[3], k=2, encoder="vit").model_dump_json())
+        with pytest.raises(BadInput, match="is json: take result_bytes"):
+            client.result(job_id)
+        client.forget(job_id)
+        with pytest.raises(NotFound, match="no job"):
+            client.job(job_id)
+
+
+def test_a_job_that_does_not_end_well_is_an_error_that_says_why(url: str) -> None:
+    async def run() -> None:
+        async with AsyncClient(url) as client:
+            with pytest.raises(NotFound, match="no source 'nope'"):
+                await client.submit("redshifts", ["nope"])
+            with pytest.raises(BadInput, match="expected a list of source ids"):
+                await client.submit("redshifts", "s0003")
+            job_id = await client.submit("redshifts", ["s0003"], run=False)
+            with pytest.raises(RedshelfError, match=r"is PENDING after 0\.2 s"):
+                await client.wait(job_id, timeout_s=0.2)
+            with pytest.raises(Conflict, match="there is a result once it is COMPLETED"):
+                await client.result(job_id)
+            await client.abort(job_id)
+            with pytest.raises(Conflict, match="was aborted"):
+                await client.wait(job_id)
+            assert [job.phase for job in await client.jobs()] == ["ABORTED"]
+            await client.forget(job_id)
+            table = await client.long_list("neighbours", ["s0003", "s0004"], k=3)
+            assert list(table["query"]) == ["s0003"] * 3 + ["s0004"] * 3 and await client.jobs() == []
+
+    asyncio.run(run())

@@ -24,8 +24,20 @@ from redshelf.service.settings import load
 
 pytestmark = pytest.mark.security
 EXAMPLES = torture.count(12, 800)  # of each operation as it should be, and as many that it should refuse
-ALLOWED = ["2xx", "400", "401", "403", "404", "409", "410", "422", "429"]  # 400: of SODA, which writes its own errors
-STATUSES = {200, 204, 400, 404, 409, 410, 422}  # 409, 410: of generations that are not served
+ALLOWED = [
+    "2xx",
+    "303",
+    "400",
+    "401",
+    "403",
+    "404",
+    "409",
+    "410",
+    "422",
+    "429",
+]  # 400: of SODA, which writes its own errors
+STATUSES = {200, 204, 303, 400, 404, 409, 410, 422, 429}  # 409, 410: of generations that are not served; 429: of jobs
+JOB_IDS: list[str] = []  # of one that is done
 HOW = {
     "max_examples": EXAMPLES, "deadline": None, "database": None, "derandomize": True, "phases": [Phase.generate],
     "suppress_health_check": list(HealthCheck),
@@ -33,8 +45,12 @@ HOW = {
 
 
 @pytest.fixture(scope="module")
-def described(tiny_shelf: Path) -> Any:
-    app = create_app(load(environ={}, shelf=tiny_shelf, max_upload_bytes=1 << 20))
+def described(tiny_shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    state = tmp_path_factory.mktemp("described")
+    app = create_app(load(environ={}, shelf=tiny_shelf, state_dir=state, max_upload_bytes=1 << 20, max_jobs=40))
+    done = TestClient(app).post("/v1/jobs", json={"what": "redshifts", "ids": ["s0003"]}, follow_redirects=False)
+    assert done.status_code == 303 and app.state.working.one()
+    JOB_IDS.append(done.headers["location"].rpartition("/")[2])
     checks = {"positive_data_acceptance": {"expected-statuses": ALLOWED}}
     return schemathesis.openapi.from_asgi("/openapi.json", app, config=SchemathesisConfig.from_dict({"checks": checks}))
 
@@ -44,6 +60,8 @@ def _made_real(case: Any, n: int) -> None:
     if n % 2:
         return
     source_id = f"s{n % 300:04d}"
+    if "job_id" in (case.path_parameters or {}) and case.method != "DELETE":
+        case.path_parameters["job_id"] = JOB_IDS[-1]
     if "source_id" in (case.path_parameters or {}):
         case.path_parameters["source_id"] = source_id
     for given_ in (case.query or {}, case.body if isinstance(case.body, dict) else {}):

@@ -59,7 +59,7 @@ def takes_sql(source: str) -> list[str]:
         reads = name in ("to_table", "to_batches", "scanner", "count_rows", "delete", "dataset", "head", "sample")
         if reads and any(keyword.arg == "filter" for keyword in node.keywords):
             found.append(f"{node.lineno}: filter=")
-        if name in ("count_rows", "delete") and node.args and on not in ("store", "np"):
+        if name in ("count_rows", "delete") and node.args and on not in ("store", "np", "router"):
             found.append(f"{node.lineno}: .{name}")
         if name in ("filter", "query") and any(isinstance(a, ast.JoinedStr | ast.Constant) for a in node.args):
             found.append(f"{node.lineno}: .{name}")
