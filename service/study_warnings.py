@@ -43,6 +43,7 @@ def warnings(results: Results) -> Any:
                 _disagreement(seen),
                 _pit(seen),
                 _reference(documents),
+                _hidden_stars(documents),
             )
         )
     head = (
@@ -53,6 +54,7 @@ def warnings(results: Results) -> Any:
         "estimators disagree",
         "PIT of labels by z_phot",
         f"reference photo-z of {REFERENCE_SOURCES}",
+        "stars taken for galaxies, flagged",
     )
     note = (
         "WARNS: a user would have been warned; silent: not. Out of support warns over 10%; disagreement at twice that "
@@ -92,6 +94,12 @@ def _disagreement(seen: list[dict[str, Any]]) -> str:
 def _pit(seen: list[dict[str, Any]]) -> str:
     worst = [max((abs(b["sigma"]) for b in s["pit_by_z_phot"]), default=0.0) for s in seen]
     return _said(float(np.mean(worst)) > PIT_SIGMAS, f"{np.mean(worst):.1f} sigma")
+
+
+def _hidden_stars(documents: list[dict[str, Any]]) -> str:
+    """Stars that the catalogue takes for galaxies, scored apart: how many are flagged."""
+    found = [d["found"]["hidden_stars"]["out_of_support"] for d in documents if d["found"].get("hidden_stars")]
+    return f"{np.mean(found):.0%} ± {np.std(found, ddof=1):.0%}" if len(found) > 1 else "–"
 
 
 def _reference(documents: list[dict[str, Any]]) -> str:

@@ -393,10 +393,12 @@ def test_a_full_disk_ends_a_job_as_an_error_that_says_so_and_leaves_nothing_half
 
 @pytest.mark.slow
 def test_a_job_whose_worker_is_killed_is_done_again_by_another_and_by_no_two(tiny_shelf: Path, tmp_path: Path) -> None:
-    ids = [f"s{n % 300:04d}" for n in range(1, 20_000, 7)]
+    ids = [f"s{n % 300:04d}" for n in range(1, 140_000, 7)]  # long enough to be killed while it is done
     told = {"state_dir": tmp_path / "state", "refresh_seconds": 0.1}
-    with servers.serve(tiny_shelf, tmp_path, "--workers", "2", **told) as server:
-        client = httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=120)
+    with (
+        servers.serve(tiny_shelf, tmp_path, "--workers", "2", **told) as server,
+        httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=120) as client,
+    ):
         answer = client.post("/v1/jobs", json={"what": "neighbours", "ids": ids, "k": 2, "format": "parquet"})
         at = answer.headers["location"]
         servers.wait_for(lambda: client.get(at).json()["n_done"] > 0, "it to be worked on")

@@ -203,8 +203,12 @@ def test_a_study_of_other_sizes_is_refused(quick: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_cell_that_fails_is_listed_and_the_others_go_on(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cell_that_fails_is_listed_and_the_others_go_on(
+    quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from redshelf.api.cli import main
+
+    monkeypatch.delenv("REDSHELF_DATA", raising=False)
 
     vectors = quick / "spaces" / "images.s0.1.0.vit.direct.npz"
     held = vectors.read_bytes()
