@@ -113,9 +113,11 @@ class Rows:
 
 
 def rows(answers: list[RedshiftAnswer], *, z_spec: float | None, neighbours: list[float]) -> Rows | None:
-    """The table of the answers that have a density; None without any. `neighbours`: their spectroscopic redshifts."""
+    """The table of the answers that have a density; None without any. The axis
+    is that of the first answer, wide enough for 68% of each. `neighbours`: their spectroscopic redshifts."""
     given = [(one, one.pdf, one.z_median) for one in answers]
-    ends = [z for one, _, _ in given for z in (one.interval_95 or ())]
+    ends = [z for one, _, _ in given for z in (one.z_q16, one.z_q84) if z is not None]
+    ends += [z for one, _, _ in given[:1] for z in one.interval_95 or ()]
     if not ends:
         return None
     low, high = min([*ends, z_spec or ends[0]]), max([*ends, z_spec or ends[0]])
