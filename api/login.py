@@ -12,7 +12,7 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import Field
 
-from redshelf.api import browse, security
+from redshelf.api import pages, security
 from redshelf.api.queries import NoQuery, Strict
 from redshelf.api.security import COOKIE, KEY_PAGE, Guard
 
@@ -31,7 +31,7 @@ def form(query: Annotated[NoQuery, Query()], request: Request) -> Response:
     guard: Guard = request.app.state.guard
     given = security.key_in_cookie(request.headers)
     held = given is not None and guard.keys.find(given) is not None
-    return browse.render(None, "key.html", back="/", held=held)
+    return pages.render(None, "key.html", back="/", held=held)
 
 
 @router.post(KEY_PAGE, response_class=HTMLResponse)
@@ -41,12 +41,12 @@ def take(query: Annotated[NoQuery, Query()], given: Annotated[KeyForm, Form()], 
     how = {"httponly": True, "samesite": "strict", "secure": request.url.scheme == "https", "path": "/"}
     key = given.key.strip()
     if not key:
-        left = RedirectResponse(KEY_PAGE, 303, headers=browse.PAGE_HEADERS)
+        left = RedirectResponse(KEY_PAGE, 303, headers=pages.PAGE_HEADERS)
         left.delete_cookie(COOKIE, **how)  # type: ignore[arg-type]
         return left
     if guard.keys.find(key) is None:
         raise security.unknown()
-    back = given.back if browse.is_page(given.back.partition("?")[0]) and given.back != KEY_PAGE else "/"
-    entered = RedirectResponse(back, 303, headers=browse.PAGE_HEADERS)
+    back = given.back if pages.is_page(given.back.partition("?")[0]) and given.back != KEY_PAGE else "/"
+    entered = RedirectResponse(back, 303, headers=pages.PAGE_HEADERS)
     entered.set_cookie(COOKIE, key, max_age=KEPT_S, **how)  # type: ignore[arg-type]
     return entered

@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from redshelf.api import browse, security
+from redshelf.api import pages, security
 from redshelf.api.limits import BUSY_RETRY_S
 from redshelf.models.errors import BadInput, Busy, Conflict, NotFound, RedshelfError, nearest
 from redshelf.service.answers import Problem
@@ -27,8 +27,8 @@ log = logging.getLogger("redshelf")
 
 def problem(request: Request, status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     """`detail` as problem+json, or as a page where the address is one of the page's."""
-    if browse.is_page(request.url.path):
-        return browse.failed(request, status, detail, headers)
+    if pages.is_page(request.url.path):
+        return pages.failed(request, status, detail, headers)
     title = HTTPStatus(status).phrase
     request_id = getattr(request.state, "request_id", "")
     document = Problem(title=title, status=status, detail=detail, request_id=request_id).model_dump()

@@ -13,6 +13,7 @@ from math import isfinite
 import numpy as np
 import numpy.typing as npt
 
+from redshelf.indexing.layout import ShelfInfo
 from redshelf.models.bands import Band, State
 from redshelf.models.errors import BadInput, nearest
 from redshelf.service.shelf import OpenShelf
@@ -47,29 +48,41 @@ def asinh_rgb(planes: Floats, *, stretch: float) -> npt.NDArray[np.uint8]:
     return np.asarray(np.round(np.moveaxis(picture, 0, -1) * 255), dtype=np.uint8)  # (H, W, 3)
 
 
-def _chosen(shelf: OpenShelf, names: tuple[str, ...]) -> list[int]:
-    known = shelf.info.band_names
+def _chosen(info: ShelfInfo, names: tuple[str, ...]) -> list[int]:
+    known = info.band_names
     for name in names:
         if name not in known:
-            raise BadInput(f"band {name!r} is not in survey {shelf.info.survey}; {nearest(name, known)}")
+            raise BadInput(f"band {name!r} is not in survey {info.survey}; {nearest(name, known)}")
     return [known.index(name) for name in names]
 
 
-@timed("render")
-def png(shelf: OpenShelf, row: int, *, bands: tuple[str, ...] | None = None, stretch: float = 3.0) -> bytes:
-    """The cutout of `row` as PNG: three bands as red, green, blue, or one in grey. `stretch`: see `asinh_rgb`.
+def check_bands(info: ShelfInfo, names: tuple[str, ...]) -> list[int]:
+    """Which of the survey's bands a picture of `names` takes; `BadInput` unless they are one or three of them."""
+    if len(names) not in (1, 3):
+        raise BadInput(f"bands={','.join(names)}: expected one band, or three as red, green, blue")
+    return _chosen(info, names)
 
-    A band that was not observed takes the mean of the others. Raises `BadInput` on other numbers of bands and on
-    unknown ones, `NotFound` where the survey has no images.
+
+@timed("render")
+def colour(
+    info: ShelfInfo,
+    pixels: Floats,
+    mask: npt.NDArray[np.bool_],
+    state: npt.NDArray[np.int8],
+    *,
+    bands: tuple[str, ...] | None = None,
+    stretch: float = 3.0,
+) -> bytes:
+    """A cutout on the survey's bands as PNG: three of them as red, green, blue, or one in grey.
+
+    `pixels` (B, H, W) in noise units, `mask` (B, H, W) True = bad, `state` (B,); `stretch`: see `asinh_rgb`. A band
+    that was not observed takes the mean of the others. Raises `BadInput` on other numbers of bands and on unknown ones.
     """
     from PIL import Image
 
-    pixels, mask, state = shelf.cutout(row)
-    names = bands or default_bands(shelf.info.bands)
-    if len(names) not in (1, 3):
-        raise BadInput(f"bands={','.join(names)}: expected one band, or three as red, green, blue")
-    chosen = _chosen(shelf, names)
-    noise = np.array([shelf.info.bands[i].noise_ujy for i in chosen], dtype=np.float32)
+    names = bands or default_bands(info.bands)
+    chosen = check_bands(info, names)
+    noise = np.array([info.bands[i].noise_ujy for i in chosen], dtype=np.float32)
     scale = np.where(np.isfinite(noise), noise, np.nanmean(noise) if np.isfinite(noise).any() else 1)
     planes = np.where(mask[chosen], 0, pixels[chosen]) * (scale / scale.mean())[:, None, None]
     seen = state[chosen] != State.NOT_OBSERVED
@@ -79,6 +92,11 @@ def png(shelf: OpenShelf, row: int, *, bands: tuple[str, ...] | None = None, str
     stream = BytesIO()
     Image.fromarray(picture[::-1]).save(stream, format="PNG")  # FITS counts rows from the bottom
     return stream.getvalue()
+
+
+def png(shelf: OpenShelf, row: int, *, bands: tuple[str, ...] | None = None, stretch: float = 3.0) -> bytes:
+    """The stored cutout of `row` by `colour`; also `NotFound` where the survey has no images."""
+    return colour(shelf.info, *shelf.cutout(row), bands=bands, stretch=stretch)
 
 
 def imaged(shelf: OpenShelf) -> tuple[str, ...]:
@@ -133,7 +151,7 @@ def fits(
     degrees = info.pixel_scale_arcsec / 3600
     whole = slice(0, info.cutout_px)
     y, x = box or (whole, whole)
-    for i in _chosen(shelf, bands or imaged(shelf)):
+    for i in _chosen(info, bands or imaged(shelf)):
         image = np.where(mask[i], np.nan, pixels[i] * info.bands[i].noise_ujy).astype(np.float32)[y, x]
         hdu = astropy_fits.ImageHDU(image, name=info.bands[i].name)
         hdu.header.update(

@@ -27,6 +27,11 @@ def _state_dir() -> Path:
     return (Path(given) if Path(given).is_absolute() else Path.home() / ".local" / "state") / "redshelf"
 
 
+def _none_if_empty(value: Any) -> Any:
+    """An empty text as None, which environment variables cannot hold."""
+    return None if value == "" else value
+
+
 def _listed(value: Any) -> Any:
     """A comma-separated text as a list, which environment variables cannot hold."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -65,6 +70,7 @@ class Settings(BaseModel):
     require_key: bool = False  # also to read on loopback
     cors_origins: Annotated[tuple[Origin, ...], BeforeValidator(_listed)] = ()  # whose pages may ask
     state_dir: Path = Field(default_factory=_state_dir)  # keys, jobs; never in the shelf, which may be read-only
+    study_dir: Annotated[Path | None, BeforeValidator(_none_if_empty)] = None  # `-o` of the study that /study shows
     log_format: Literal["auto", "json", "text"] = "auto"  # auto: text on a terminal
     threads: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1)  # of torch and FAISS, in a worker
 
@@ -91,7 +97,7 @@ def environment(settings: Settings) -> dict[str, str]:
     """The variables by which `load` gives the same settings in another process."""
 
     def text(value: Any) -> str:
-        return ",".join(value) if isinstance(value, tuple) else str(value)
+        return ",".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
 
     given = {f"{PREFIX}{name.upper()}": text(value) for name, value in settings.model_dump().items()}
     return {**given, "REDSHELF_SETTINGS": ""}

@@ -1,56 +1,153 @@
-"""The page in a real browser: what a person sees, without JavaScript of ours and without another host."""
+"""The page in a real browser: what a person sees and does, with keys, without a script, and without another host."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from pathlib import Path
+from base64 import b64decode
+from collections.abc import Iterator
+from io import BytesIO
 
 import pytest
+from chromium import CHROMIUM, Page, browser
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed"),
 ]
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--virtual-time-budget=10000",
-]
+ROUTES = ("/", "/source/s0010", "/similar?like=s0010&against=photometry&encoder=vit&k=12&z_max=9", "/status", "/study")
+# pairs of colours that are too near for WCAG AA: text against the first background behind it that is not transparent
+CONTRAST = """(() => {
+  const light = (rgb) => rgb.map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
+  const behind = (one) => {
+    for (; one; one = one.parentElement) {
+      const colour = numbers(getComputedStyle(one).backgroundColor);
+      if (colour.length < 4 || colour[3] > 0) return colour.slice(0, 3);
+    }
+    return [255, 255, 255];
+  };
+  const bad = [];
+  for (const one of document.querySelectorAll("body *")) {
+    const words = [...one.childNodes].filter((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!words.length || one.closest("svg") || !one.offsetParent || one.closest("option, .hidden, .skip")) continue;
+    const style = getComputedStyle(one), front = numbers(style.color).slice(0, 3);
+    const [high, low] = [light(front), light(behind(one))].sort((a, b) => b - a);
+    const large = parseFloat(style.fontSize) >= 24;
+    if ((high + 0.05) / (low + 0.05) >= (large ? 3 : 4.5)) continue;
+    bad.push(`${one.tagName}.${one.className}: ${words[0].textContent.trim()}`);
+  }
+  return [...new Set(bad)];
+})()"""
 
 
-def _browse(arguments: list[str], folder: Path) -> str:
-    assert CHROMIUM is not None
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with browser(tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened
 
 
-def test_a_source_page_shows_its_redshift_and_a_grid_of_pictures(url: str, tmp_path: Path) -> None:
-    dom = _browse(["--dump-dom", f"{url}/source/s0010?k=12"], tmp_path)
-    assert dom.count('class="card"') == 12
-    assert "<svg" in dom and "How far away" in dom and "Similar galaxies" in dom
+@pytest.fixture(autouse=True)
+def as_usual(page: Page) -> None:
+    page.look()
+    page.requests.clear()
 
 
-def test_the_page_is_drawn(url: str, tmp_path: Path) -> None:
+def test_a_source_page_shows_its_redshift_and_a_grid_of_pictures(page: Page, url: str) -> None:
+    page.open(f"{url}/source/s0010?k=12")
+    assert page.js("document.querySelectorAll('.card').length") >= 10
+    assert page.js("document.querySelector('svg.pz') !== null && document.body.innerText.includes('How far away')")
+    broken = "[...document.images].filter((i) => i.complete && !i.naturalWidth).length"
+    assert page.js(broken) == 0
+
+
+def test_the_page_is_drawn(page: Page, url: str) -> None:
     from PIL import Image
 
-    picture = tmp_path / "page.png"
-    _browse(["--window-size=1280,1200", f"--screenshot={picture}", f"{url}/source/s0010?k=12"], tmp_path)
-    with Image.open(picture) as image:
-        assert image.size == (1280, 1200)
-        assert len(set(image.convert("RGB").resize((160, 150)).get_flattened_data())) > 500, (
-            "photographs, not blank boxes"
+    page.open(f"{url}/source/s0010?k=12")
+    picture = b64decode(page.tell("Page.captureScreenshot", format="png")["data"])
+    with Image.open(BytesIO(picture)) as image:
+        assert image.size == (1280, 900)
+        colours = set(image.convert("RGB").resize((160, 112)).get_flattened_data())
+    assert len(colours) > 500, "photographs, not blank boxes"
+
+
+def test_every_page_asks_its_own_server_alone_and_little_of_it(page: Page, url: str) -> None:
+    for route in ROUTES:
+        page.open(url + route)
+    assert page.requests and all(one.startswith((url, "data:", "about:")) for one in page.requests)
+    page.open(url)
+    own = "[...performance.getEntriesByType('resource')].filter((r) => !r.name.includes('/cutout'))"
+    first = page.js(
+        f"{own}.concat(performance.getEntriesByType('navigation')).reduce((n, r) => n + r.decodedBodySize, 0)"
+    )
+    assert 10_000 < first < 150_000
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_stands_out_from_its_background_in_both_themes(page: Page, url: str, dark: bool) -> None:
+    page.look(dark=dark)
+    for route in (*ROUTES, "/?q=nope"):
+        page.open(url + route)
+        lightness = page.js(
+            "getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).reduce((a, b) => +a + +b, 0)"
         )
+        assert (lightness < 380) == dark
+        assert page.js(CONTRAST) == [], route
 
 
-def test_an_error_is_said_in_words_beside_the_box(url: str, tmp_path: Path) -> None:
-    dom = _browse(["--dump-dom", f"{url}/?q=nowhere"], tmp_path)
-    assert "no source" in dom and "<input" in dom
+def test_no_page_is_wider_than_a_phone(page: Page, url: str) -> None:
+    page.look(width=360)
+    for route in (*ROUTES, "/?q=nope"):
+        page.open(url + route)
+        assert page.js("document.documentElement.scrollWidth") <= 360, route
+
+
+def test_an_error_is_said_in_words_beside_the_box(page: Page, url: str) -> None:
+    page.open(f"{url}/?q=nowhere")
+    assert page.js("document.querySelector('[role=alert]').innerText.startsWith('no source')")
+    assert page.js("document.getElementById('q').value") == "nowhere"
+
+
+def test_a_person_gets_everywhere_by_keys_alone_and_back(page: Page, url: str) -> None:
+    page.open(url)
+    page.press("/")
+    assert page.js("document.activeElement.id") == "q"
+    for key in "s0010":
+        page.press(key)
+    page.press("Enter")
+    page.wait("location.pathname === '/source/s0010' && document.readyState === 'complete'")
+    page.press("?")
+    assert page.js("document.querySelector('dialog').open")
+    page.press("Escape")
+    page.wait("!document.querySelector('dialog').open")
+    page.press("ArrowRight")
+    page.press("ArrowRight")
+    assert page.js("document.activeElement === document.querySelectorAll('.grid .picture')[1]")
+    page.press("ArrowDown")
+    page.press("ArrowUp")
+    assert page.js("document.activeElement === document.querySelectorAll('.grid .picture')[1]")
+    page.press("+")
+    page.wait("location.pathname === '/similar' && document.querySelectorAll('.pin.like').length === 2")
+    page.js("history.back()")
+    page.wait("location.pathname === '/source/s0010'")
+
+
+def test_a_bookmark_is_kept_in_the_browser_and_shown_on_the_first_page(page: Page, url: str) -> None:
+    page.open(f"{url}/source/s0011")
+    page.press("b")
+    page.open(url)
+    assert page.js("[...document.querySelectorAll('#bookmarks .id')].map((one) => one.innerText)") == ["s0011"]
+
+
+def test_the_form_of_a_grid_asks_without_a_script(page: Page, url: str) -> None:
+    page.look(script=False)
+    page.open(f"{url}/similar?like=s0010&encoder=photometry&k=12")
+    assert page.js("document.getElementById('help').hidden")  # the script did not run
+    page.js("document.querySelector('[name=mag_band]').value = 'i'")
+    page.js("document.querySelector('[name=mag_max]').value = '23'")
+    page.js("document.querySelector('.filters button').click()")
+    page.wait("location.search.includes('mag_max=23') && document.readyState === 'complete'")
+    assert page.js("document.querySelectorAll('.card').length") > 0 and page.js(
+        "document.querySelector('.filters').open"
+    )
