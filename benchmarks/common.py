@@ -45,13 +45,18 @@ def in_turn(first: Callable[[], float], second: Callable[[], float], rounds: int
     return statistics.median(bare), statistics.median(whole), statistics.median(w / b for b, w in pairs)
 
 
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Server:
     """`redshelf serve` of one shelf as a process of its own, on a free port of loopback, ended with the block."""
 
     def __init__(self, shelf: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         command = [sys.executable, "-m", "redshelf.api.cli", "serve", "--shelf", str(shelf), "--port", str(self.port)]

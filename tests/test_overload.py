@@ -100,9 +100,9 @@ def test_a_head_that_comes_byte_by_byte_is_cut_off(server: servers.Server) -> No
 def test_a_second_head_on_a_connection_is_no_slower(server: servers.Server) -> None:
     with raw(server, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") as opened:
         first = opened.recv(65536)
-        assert first.startswith(b"HTTP/1.1 200")
-        while not first.endswith(b'{"status":"ok"}'):  # the body may come in a packet of its own
+        while not first.endswith(b"}"):  # the body may come by itself
             first += opened.recv(65536)
+        assert first.startswith(b"HTTP/1.1 200")
         came, seconds = trickle(opened, b"GET /healthz HTTP/1.1\r\nX-Slow: " + b"a" * 500)
     assert came == b"" and seconds < 5 * DEADLINE_S
 
