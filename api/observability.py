@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,8 @@ def _bury(folder: Path) -> None:
     """Forget what is in force in workers that were killed; what they have counted stays."""
     for pid in {int(path.stem.rpartition("_")[2]) for path in folder.glob("gauge_live*_*.db")}:
         if not Path(f"/proc/{pid}").exists():
-            mark_process_dead(pid)  # type: ignore[no-untyped-call]
+            with suppress(FileNotFoundError):  # another worker has buried it meanwhile
+                mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 def as_json(settings: Settings) -> bool:

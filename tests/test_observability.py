@@ -255,9 +255,11 @@ def test_the_numbers_of_two_workers_are_added_up_and_a_killed_one_leaves_what_it
     def metrics() -> dict[str, float]:
         connection = server.connect()
         connection.request("GET", "/metrics")
-        found = numbers(connection.getresponse().read().decode())
+        answer = connection.getresponse()
+        text = answer.read().decode()
         connection.close()
-        return found
+        assert answer.status == 200, f"{text}\n{server.log.read_text()}"
+        return numbers(text)
 
     asked = 'redshelf_requests_total{method="GET",route="/v1/shelf",status="200"}'
     with servers.serve(root, tmp_path, "--workers", "2", refresh_seconds=0.1) as server:
