@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from redshelf.indexing.files import write_bytes
 from redshelf.service import study_figures as figures
 from redshelf.service.study_plan import CHOSEN, CORRECTIONS, PUBLISHED, SCENARIOS, Budget, Plan
-from redshelf.service.study_results import MEASURES, Key, Number, Results, over_seeds, table
+from redshelf.service.study_results import MEASURES, Key, Number, Results, Table, over_seeds, table
 from redshelf.service.study_scores import MAGNITUDES, REDSHIFTS
 from redshelf.service.study_warnings import warnings
 
@@ -35,16 +35,6 @@ NAMES = {
     "head": "its own p(z)",
     "redshelf": "redshelf",
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table of the page: what it says, its head, and rows of cells, already words."""
-
-    title: str
-    note: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def write(folder: Path, plan: Plan, budget: Budget, *, made: dict[str, Any]) -> Path:

@@ -39,6 +39,16 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Table:
+    """One table of the page: what it says, its head, and rows of cells, already words."""
+
+    title: str
+    note: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class Key:
     """What the cells of one line share: all but the seed."""
 

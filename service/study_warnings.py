@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from redshelf.service.study_plan import CHOSEN, SCENARIOS
-from redshelf.service.study_results import Key, Results
+from redshelf.service.study_results import Key, Results, Table
 from redshelf.service.study_scores import REDSHIFTS, REFERENCE_SOURCES
 
 OUT_OF_SUPPORT = 0.1
@@ -21,10 +21,8 @@ PIT_SIGMAS = 3.5  # of the largest of six bins
 REFERENCE_BIAS, REFERENCE_SIGMAS = 0.005, 3.0
 
 
-def warnings(results: Results) -> Any:
+def warnings(results: Results) -> Table:
     """The table of the report: a line a scenario."""
-    from redshelf.service.study_report import Table
-
     rows = []
     for scenario in SCENARIOS:
         key = Key("photometry", scenario, "redshelf", CHOSEN)
