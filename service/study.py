@@ -267,7 +267,7 @@ def _work(job: Job, bench: Bench, data: Path | None, made: dict[str, Any]) -> tu
     """One job in a worker: its result written whole; the reason if it failed, and the seconds it took."""
     from redshelf.service import study_real, study_work
 
-    began, path = time.monotonic(), _result(bench.folder, job)
+    began, used, path = time.monotonic(), time.process_time(), _result(bench.folder, job)
     document: dict[str, Any] = {"job": asdict(job), "made": {**made, "when": time.strftime("%Y-%m-%d")}}
     fault = ""
     try:
@@ -287,7 +287,7 @@ def _work(job: Job, bench: Bench, data: Path | None, made: dict[str, Any]) -> tu
         document["failed"] = {"reason": fault, "where": traceback.format_exc(limit=-3)}
     seconds = time.monotonic() - began
     path.parent.mkdir(exist_ok=True)
-    write_json(path, {**document, "seconds": seconds})
+    write_json(path, {**document, "seconds": seconds, "core_seconds": time.process_time() - used})
     return fault, seconds
 
 
