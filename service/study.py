@@ -34,7 +34,7 @@ STAGES = ("skies", "weights", "spaces", "cells", "report")
 REAL = "real"  # the sky of surveys that nobody simulated
 PACKAGES = ("torch", "lightgbm", "numpy", "scipy", "galsim", "pz-rail-base")
 # what results depend on, with what these import: which jobs there are, and how they are shown, is none of it
-OURS = ("service/study_work", "service/study_real", "service/study_sky", "indexing/simulate")
+OURS = ("service/study_cells", "service/study_work", "service/study_real", "service/study_sky", "indexing/simulate")
 SHOWN = frozenset({"service/study_plan"})
 
 
@@ -265,7 +265,7 @@ def _one_thread() -> None:
 
 def _work(job: Job, bench: Bench, data: Path | None, made: dict[str, Any]) -> tuple[str, float]:
     """One job in a worker: its result written whole; the reason if it failed, and the seconds it took."""
-    from redshelf.service import study_real, study_work
+    from redshelf.service import study_cells, study_real, study_work
 
     began, used, path = time.monotonic(), time.process_time(), _result(bench.folder, job)
     document: dict[str, Any] = {"job": asdict(job), "made": {**made, "when": time.strftime("%Y-%m-%d")}}
@@ -280,7 +280,7 @@ def _work(job: Job, bench: Bench, data: Path | None, made: dict[str, Any]) -> tu
             quick = bench.budget == BUDGETS["quick"]
             document["found"] = study_real.survey(job, data, most=bench.budget.labels, quick=quick)
         else:
-            document["found"] = study_work.cell(job, bench)
+            document["found"] = study_cells.cell(job, bench)
             document["made"] |= _origin(job, bench)
     except Exception as error:  # whatever it is, the other cells go on
         fault = f"{type(error).__name__}: {error}"

@@ -64,7 +64,8 @@ class Known:
 class Answers:
     """Of M asked sources: densities (None where only points are known), points (M,), support (M,); `more` is JSON.
 
-    `own_point` (L,): the labels answered without themselves. `flags`: support of other sources in the same features.
+    `own_point` (L,): the labels answered without themselves, where asked for. `flags`: support of other sources in the
+    same features.
     """
 
     pdf: Pdf | None
@@ -75,8 +76,8 @@ class Answers:
     flags: Callable[[Floats], Bools] | None = None
 
 
-def answer(known: Known, estimator: str, weights: Floats | None, *, seed: int) -> Answers:
-    """Fit and answer; `weights` (L,) of the labels, None for none."""
+def answer(known: Known, estimator: str, weights: Floats | None, *, seed: int, own: bool = False) -> Answers:
+    """Fit and answer; `weights` (L,) of the labels, None for none; `own`: answer the labels without themselves, too."""
     if estimator == "redshelf":
         return _redshelf(known, seed)
     one = np.ones(len(known.z))
@@ -88,33 +89,34 @@ def answer(known: Known, estimator: str, weights: Floats | None, *, seed: int) -
         "seed": seed,
     }
     knn, report, frame = fit_neighbours(fit_frame(known.x, known.asked, known.names), known.x, known.z, options)
-    own = np.arange(len(known.z))
+    itself = np.arange(len(known.z))
     x, asked = frame.transform(known.x), frame.transform(known.asked)
     if estimator == "knn40":
         return _textbook(known, weights, np.asarray(asked, np.float64), np.asarray(x, np.float64))
+    ours = None
     if estimator == "knn":
-        pdf, ours = knn.predict(asked).pdf, knn.predict(x, exclude=known.same).pdf
+        pdf = knn.predict(asked).pdf
+        ours = knn.predict(x, exclude=known.same).pdf if own else None
     elif estimator == "lightgbm":
         trees, report = fit_boost(frame.trees(known.x), known.z, threads=1, **options)
         pdf = trees.predict(frame.trees(known.asked), threads=1)
-        ours = trees.predict(frame.trees(known.x), exclude=own, threads=1)
+        ours = trees.predict(frame.trees(known.x), exclude=itself, threads=1) if own else None
     elif estimator == "network":
         network, report = fit_network(x, known.z, threads=1, **options)
-        pdf, ours = network.predict(asked), network.predict(x, exclude=own)
+        pdf = network.predict(asked)
+        ours = network.predict(x, exclude=itself) if own else None
     else:
         raise ValueError(f"estimator {estimator!r}")
-    return Answers(pdf, pdf.median(), known.near_labels(), {"fit": report}, ours.median())
+    own_point = np.zeros(0) if ours is None else ours.median()
+    return Answers(pdf, pdf.median(), known.near_labels(), {"fit": report}, own_point)
 
 
 def _textbook(known: Known, weights: Floats | None, asked: Floats, x: Floats) -> Answers:
     """The (weighted) mean redshift of the 40 nearest labels: the classical algorithm, without anything of ours."""
     share = np.ones(len(known.z)) if weights is None else weights + 1e-9
-
-    def mean(queries: Floats, exclude: Ints | None) -> Floats:
-        _, near = exact_neighbours(x, queries, min(TEXTBOOK, len(x) - known.same.shape[1]), exclude=exclude)
-        return np.asarray((share[near] * known.z[near]).sum(axis=1) / share[near].sum(axis=1))
-
-    return Answers(None, mean(asked, None), known.near_labels(), {}, mean(x, known.same))
+    _, near = exact_neighbours(x, asked, min(TEXTBOOK, len(x)))
+    point = (share[near] * known.z[near]).sum(axis=1) / share[near].sum(axis=1)
+    return Answers(None, np.asarray(point), known.near_labels(), {})
 
 
 def _redshelf(known: Known, seed: int) -> Answers:

@@ -153,7 +153,7 @@ def survey(job: Survey, data: Path, *, most: int, quick: bool) -> dict[str, Any]
     answers: dict[str, Any] = {}
     shift = METHODS[DEFAULT](known.observables, known.asked_observables, seed=job.seed)
     for estimator in ("knn",) if quick else ("knn", "lightgbm", "network"):
-        plain = answer(known, estimator, None, seed=job.seed)
+        plain = answer(known, estimator, None, seed=job.seed, own=True)
         answers[f"{estimator}, none"] = plain
         answers[f"{estimator}, {DEFAULT}"] = answer(known, estimator, shift.weights, seed=job.seed)
         moved = calibrated_points(plain.own_point, known.z, bright, plain.point, faint)

@@ -69,14 +69,14 @@ class Results:
         self.by_key: dict[Key, list[dict[str, Any]]] = defaultdict(list)
         self.surveys: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.failed: dict[str, str] = {}
-        self.seconds = 0.0
+        self.seconds = 0.0  # of one core
         self.revisions: set[str] = set()
         for kind in ("models", "spaces", "cells"):
             for path in sorted((folder / kind).glob("*.json")) if (folder / kind).is_dir() else ():
                 document = read_json(path)
                 if "job" not in document:
                     continue
-                self.seconds += document["seconds"]
+                self.seconds += document.get("core_seconds", document["seconds"])
                 self.revisions.add(document["made"]["revision"])
                 if "failed" in document:
                     self.failed[path.stem] = document["failed"]["reason"]

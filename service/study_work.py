@@ -1,8 +1,7 @@
-"""What each job of a study does; each leaves one JSON document of what it found, and spaces their vectors beside it."""
+"""Pretraining and spaces, the trainings of a study: each leaves a JSON document, weights or vectors beside it."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,16 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from redshelf.indexing.files import write_with
-from redshelf.models import metrics
-from redshelf.models.bins import Target, prior_of
 from redshelf.models.errors import BadInput
-from redshelf.models.imbalance import inverse_density
-from redshelf.models.pdf import Pdf
-from redshelf.models.ratio_choice import METHODS
-from redshelf.models.zphot_calibration import calibrated_points
-from redshelf.service.study_answers import Answers, Known, answer
-from redshelf.service.study_plan import DIMMED, LIN, PHOTOZ, Budget, Cell, Pretraining, Space
-from redshelf.service.study_scores import reference, scores
+from redshelf.service.study_plan import Budget, Pretraining, Space
 from redshelf.service.study_sky import Ints, Sky, open_sky
 
 if TYPE_CHECKING:
@@ -244,115 +235,3 @@ def _names(encoder: Any) -> tuple[str, ...]:
     if encoder.kind == "photometry":
         return tuple(encoder.scaling.names)
     return tuple(f"e{n}" for n in range(encoder.dim))
-
-
-def cell(job: Cell, bench: Bench) -> dict[str, Any]:
-    """Answer for every asked source, and score against the truth."""
-    began = time.monotonic()
-    sky = bench.sky(job.space.sky)
-    own, plain = (_opened(bench.vectors(s)) for s in (job.space, job.space.plain))
-    seen = {group: own[f"{group}_known"] & plain[f"{group}_known"] for group in GROUPS[:4]}
-    truth, magnitude = sky.z_true[own["asked_rows"]], sky.magnitude[own["asked_rows"]]
-    keep = seen["asked"] & np.isfinite(magnitude)
-
-    def of(group: str, rows: npt.NDArray[np.bool_], arrays: Mapping[str, npt.NDArray[Any]]) -> Floats:
-        return np.asarray(arrays[group][rows], dtype=np.float64)
-
-    def features(group: str, rows: npt.NDArray[np.bool_]) -> Floats:
-        parts = [own, plain] if job.beside else [own]
-        return np.concatenate([of(group, rows, arrays) for arrays in parts], axis=1)
-
-    names = (*own["names"].tolist(), *(plain["names"].tolist() if job.beside else ()))
-    bright = np.isfinite(sky.magnitude[own["labelled_rows"]])
-    kept = {"labelled": seen["labelled"] & bright}
-    if job.correction == DIMMED:
-        kept["dimmed"] = kept["labelled"] & seen["dimmed"]
-    if job.correction == PHOTOZ:
-        kept["photoz"] = seen["photoz"] & np.isfinite(sky.magnitude[own["photoz_rows"]])
-    source = np.concatenate([own[f"{group}_rows"][rows] for group, rows in kept.items()])
-    z = np.concatenate([own[f"z_{'photoz' if g == 'photoz' else 'labelled'}"][rows] for g, rows in kept.items()])
-    known = Known(
-        np.concatenate([features(group, rows) for group, rows in kept.items()]),
-        z,
-        features("asked", keep),
-        names,
-        np.concatenate([of(group, rows, plain) for group, rows in kept.items()]),
-        of("asked", keep, plain),
-        tuple(plain["names"].tolist()),
-        _same(source),
-        sky.magnitude[source],
-        magnitude[keep],
-    )
-    weights, details = _weights(job, known)
-    if job.estimator == "head":
-        head = Pdf.from_mass(own["head_edges"], own["head"][keep].astype(np.float64))
-        found = Answers(head, head.median(), known.near_labels(), {})
-    else:
-        found = answer(known, job.estimator, weights, seed=job.space.seed)
-    if job.correction == LIN:
-        point = calibrated_points(found.own_point, z, known.magnitude, found.point, known.asked_magnitude)
-        found = replace(found, pdf=None, point=point)
-    said = scores(found, truth[keep], known.asked_magnitude, z)
-    if job.estimator == "redshelf":
-        said["reference"] = reference(found, truth[keep], job.space.seed)
-    stars = _stars(own, found) if job.estimator == "redshelf" and not job.space.start else {}
-    return {
-        "labels": len(z),
-        "asked": int(keep.sum()),
-        "mean_z": {"labels": float(z.mean()), "asked": float(truth[keep].mean())},
-        **details,
-        **said,
-        **stars,
-        "more": found.more,
-        "seconds": time.monotonic() - began,
-    }
-
-
-def _opened(path: Path) -> dict[str, npt.NDArray[Any]]:
-    if not path.is_file():
-        raise BadInput(f"{path} is not there: the job of that space has not been done")
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
-def _same(source: Ints) -> Ints:
-    """(L, m): for each label itself and every other row of the same source, padded with itself."""
-    order = np.argsort(source, kind="stable")
-    _, start, count = np.unique(source[order], return_index=True, return_counts=True)
-    most = int(count.max())
-    out = np.repeat(np.arange(len(source))[:, None], most, axis=1)
-    for copy in range(1, most):
-        several = count > copy
-        group = np.stack([order[start[several] + c] for c in range(copy + 1)], axis=1)
-        for column in range(copy + 1):
-            others = np.delete(group, column, axis=1)
-            out[group[:, column], 1 : copy + 1] = others
-    return out
-
-
-def _weights(job: Cell, known: Known) -> tuple[Floats | None, dict[str, Any]]:
-    """Weights of the labels that the correction and class balance ask for, None for none; what there is to say."""
-    weights, said = np.ones(len(known.z)), dict[str, Any]()
-    if job.correction in METHODS and job.correction != "none":
-        shift = METHODS[job.correction](known.observables, known.asked_observables, seed=job.space.seed)
-        weights, warnings = shift.weights, shift.warnings()
-        said = {"ess": shift.effective_sample_size, "mean_weight": shift.mean_weight, "warnings": warnings}
-        if "auc" in shift.details:
-            said["auc"] = shift.details["auc"]
-        if not weights.any():
-            raise BadInput(f"{job.correction}: every label has weight 0, none is near any target")
-        said["weighted_mean_z"] = metrics.weighted_mean(known.z, weights)
-    if job.balance and job.estimator != "head":
-        target = Target.for_labels(known.z)
-        prior = prior_of(known.z, target.n_bins, width=target.width)
-        weights = weights * target.at(known.z, inverse_density(prior))
-    return (None if (weights == 1).all() else weights), said
-
-
-def _stars(own: Mapping[str, npt.NDArray[Any]], found: Answers) -> dict[str, Any]:
-    """How many of the stars that the catalogue takes for galaxies are said to be out of support."""
-    rows = own["stars_known"]
-    if rows.sum() < 100 or found.flags is None:
-        return {}
-    inside = found.flags(np.asarray(own["stars"][rows], dtype=np.float64))
-    return {"hidden_stars": {"n": int(rows.sum()), "out_of_support": float(1 - inside.mean())}}

@@ -20,9 +20,9 @@ import tiny_foundation
 from redshelf.indexing.files import read_json, write_json
 from redshelf.models.errors import BadInput, Conflict
 from redshelf.service import study, study_plan
+from redshelf.service.study_cells import _same
 from redshelf.service.study_plan import FULL, QUICK, TINY, Cell
 from redshelf.service.study_results import Key, Results
-from redshelf.service.study_work import _same
 
 ROOT = Path(__file__).resolve().parents[1]
 SURVEYS = ("zCOSMOS to VVDS-Deep",)
