@@ -47,10 +47,17 @@ trap 'exit 130' INT TERM HUP
 pip_failed="pip failed. Behind a proxy set https_proxy, for a mirror PIP_INDEX_URL, without a network PIP_NO_INDEX=1 and
 PIP_FIND_LINKS=FOLDER with the wheels of lock-$extra.txt"
 
-if [ -z "$wheel" ]; then
-    SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-315532800} "$python" -m venv "$scratch/build"
-    SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-315532800} "$scratch/build/bin/python" -m pip wheel --quiet --no-deps \
-        --wheel-dir "$scratch" "$here/.." || fail "$pip_failed"
+if [ -z "$wheel" ]; then # of a copy, since setuptools writes into the tree that it builds
+    tree=$here/..
+    REDSHELF_REVISION=${REDSHELF_REVISION:-$(git -C "$tree" describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null || true)}
+    SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-315532800}
+    export REDSHELF_REVISION SOURCE_DATE_EPOCH
+    mkdir "$scratch/tree"
+    for part in pyproject.toml MANIFEST.in README.md LICENSE api indexing models service deploy; do
+        cp -R "$tree/$part" "$scratch/tree/"
+    done
+    "$python" -m venv "$scratch/build"
+    "$scratch/build/bin/python" -m pip wheel --quiet --no-deps --wheel-dir "$scratch" "$scratch/tree" || fail "$pip_failed"
     wheel=$(echo "$scratch"/redshelf-*.whl)
 fi
 what="$(cat "$wheel" "$here/lock-$extra.txt" | sha256sum | cut -c1-16) $extra $("$python" --version)"

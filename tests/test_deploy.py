@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -196,23 +197,54 @@ def test_the_settings_file_is_one_that_serve_takes() -> None:
     assert f"RequiresMountsFor={settings.shelf}" in unit and f"ReadOnlyPaths={settings.shelf}" in unit
 
 
+def let_in() -> set[str]:
+    """What .dockerignore leaves of the tree."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    return {line.removeprefix("!") for line in lines if line.startswith("!")}
+
+
 def test_an_image_is_built_from_what_a_wheel_needs() -> None:
-    let_in = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = {*project["tool"]["setuptools"]["package-dir"].values(), project["project"]["readme"], "LICENSE"}
-    assert let_in == {*wanted, "pyproject.toml", "deploy"}
+    assert let_in() == {*wanted, "pyproject.toml", "MANIFEST.in", "deploy"}
     for recipe in ("Dockerfile", "redshelf.def"):
         assert "/src/deploy/install.sh --prefix /opt/redshelf" in (DEPLOY / recipe).read_text()
 
 
+def built(folder: Path) -> Path:
+    """The wheel of a copy of the tree, since setuptools writes into the one that it builds."""
+    tree, out = folder / "tree", folder / "out"
+    shutil.copytree(ROOT, tree, ignore=lambda at, names: set(names) - let_in() if at == str(ROOT) else {"__pycache__"})
+    pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", out)
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": "315532800", "REDSHELF_REVISION": "0123456789ab"}
+    made = run(*pip, tree, env=environment)
+    assert made.returncode == 0, made.stderr
+    (found,) = out.glob("redshelf-*.whl")
+    return found
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
-    made = run(*pip, "--wheel-dir", folder, ROOT, env={**os.environ, "SOURCE_DATE_EPOCH": "315532800"})
-    assert made.returncode == 0, made.stderr
-    (found,) = folder.glob("redshelf-*.whl")
-    return found
+    return built(tmp_path_factory.mktemp("wheel"))
+
+
+def test_a_wheel_holds_the_layers_their_files_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        assert archive.read("redshelf/models/revision.txt") == b"0123456789ab\n"
+    kinds = (".py", "py.typed", ".html", ".css", ".js", ".toml", ".svg", ".sh")
+    there = {
+        f"redshelf/{path.relative_to(ROOT)}"
+        for layer in ("api", "indexing", "models", "service")
+        for path in (ROOT / layer).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert names - {"redshelf/models/revision.txt"} == there and all(name.endswith(kinds) for name in there)
+    assert wheel.stat().st_size < 1 << 20
+
+
+def test_the_same_tree_makes_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    assert built(tmp_path).read_bytes() == wheel.read_bytes()
 
 
 def install(prefix: Path, *arguments: str | Path, **given: str) -> subprocess.CompletedProcess[str]:
