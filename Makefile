@@ -14,7 +14,7 @@ BIN := .venv/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: venv demo test check format bench torture release clean
+.PHONY: venv demo test check format bench torture release screenshots clean
 
 venv: $(STAMP)
 
@@ -76,6 +76,11 @@ release: venv
 	.venv/release/bin/pip-licenses --python $(BIN)/python --format csv --with-urls --output-file dist/licences.csv
 	-.venv/release/bin/pip-audit --requirement deploy/lock-$(EXTRA).txt --no-deps --disable-pip --output dist/audit.txt
 	(cd dist && sha256sum redshelf-*) >dist/SHA256SUMS
+
+# the pictures of docs/pages, of the demo's shelf
+screenshots: venv
+	$(BIN)/redshelf demo --dir $(DEMO_DIR) --no-serve
+	PYTHONPATH=tests/links $(BIN)/python docs/screenshots.py $(DEMO_DIR)/shelf
 
 clean:
 	rm -rf .venv build dist redshelf.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -7,9 +7,11 @@ from base64 import b64decode
 from collections.abc import Iterator
 from importlib.resources import files
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from chromium import CHROMIUM, Page, browser
+from fastapi.testclient import TestClient
 
 pytestmark = [
     pytest.mark.browser,
@@ -77,6 +79,19 @@ def test_axe_finds_nothing_serious_on_any_page_in_both_themes(page: Page, url: s
             if one["impact"] in ("serious", "critical"):
                 faults += [(route, one["id"], node["html"][:200]) for node in one["nodes"][:3]]
     assert not faults
+
+
+def test_a_cutout_is_chosen_sent_and_answered(page: Page, url: str, client: TestClient, tmp_path: Path) -> None:
+    file = tmp_path / "mine <b>.fits"
+    file.write_bytes(client.get("/v1/sources/s0010/cutout?format=fits").content)
+    page.open(url)
+    page.choose("#upload input[type=file]", file)
+    page.leave("document.getElementById('upload').submit()")
+    assert page.js("document.querySelectorAll('.card').length") >= 10
+    assert page.js("document.body.innerText.includes('mine <b>.fits')"), "its name is text"
+    assert page.js("document.querySelector('.card').innerText.includes('s0010')"), "nearest is what was sent"
+    page.leave("location.href = '/upload'")  # nothing was kept: back to the form
+    assert page.js("location.pathname + location.hash") == "/#upload"
 
 
 def test_no_page_is_wider_than_a_phone(page: Page, url: str) -> None:
