@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def cell(text: object) -> str:
     return "`".join(piece if n % 2 else piece.replace("<", "&lt;") for n, piece in enumerate(pieces))
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A Markdown table, or nothing without rows."""
     if not rows:
         return ""
@@ -173,11 +173,27 @@ def route(path: str, method: str, operation: dict[str, Any]) -> str:
     return "\n".join(part for part in out if part)
 
 
+def pages(routes: Iterable[Any], *, hidden: bool = False) -> Iterator[Any]:
+    """The routes that the OpenAPI document leaves out, those of routers inside routers too."""
+    for one in routes:
+        inner = getattr(one, "original_router", None)
+        if inner is not None:  # FastAPI keeps the routers that it includes
+            yield from pages(inner.routes, hidden=hidden or not one.include_context.include_in_schema)
+        elif hasattr(one, "endpoint") and one.path != "/openapi.json" and (hidden or not one.include_in_schema):
+            yield one
+
+
 def routes() -> str:
     """The page of the routes, from the OpenAPI document."""
     from redshelf.api.app import described
 
-    document = described().openapi()
+    app = described()
+    document = app.openapi()
+    shown_to_people = [
+        (f"`{method} {one.path}`", (one.endpoint.__doc__ or "").strip())
+        for one in pages(app.routes)
+        for method in sorted(one.methods - {"HEAD"})
+    ]
     grouped: dict[str, list[str]] = {}
     summary = []
     for path, operations in document["paths"].items():
@@ -208,6 +224,11 @@ see [Security](../security.md).
 
 {table(("route", "answer"), summary)}
 {chr(10).join(sections)}
+## Pages
+
+Of [the page](../asking.md#the-page), in HTML: no part of the OpenAPI document.
+
+{table(("route", "shows"), shown_to_people)}
 ## Schemas
 
 {chr(10).join(schemas)}"""
@@ -267,7 +288,7 @@ def survey_files() -> str:
     from redshelf.indexing import survey
 
     parts = []
-    for section, (title, model) in {
+    sections: dict[str, tuple[str, type[survey.Section]]] = {
         "survey": ("[survey]", survey.SurveySection),
         "catalogue": ("[catalogue]", survey.Catalogue),
         "bands": ("[[bands]]", survey.BandSection),
@@ -276,7 +297,8 @@ def survey_files() -> str:
         "labels": ("[[labels]]", survey.Labels),
         "cuts": ("cuts, a list of", survey.Cut),
         "class_ranges": ("class_ranges, a list of", survey.ClassRange),
-    }.items():
+    }
+    for section, (title, model) in sections.items():
         told, needed = comments(model), {n for n, f in model.model_fields.items() if f.is_required()}
         rows = []
         for name, one in model.model_json_schema()["properties"].items():
@@ -344,3 +366,10 @@ def on_files(files: Any, config: Any) -> Any:
     for name, source in ELSEWHERE.items():
         files.append(File.generated(config, name, content=brought(source)))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Bars in the code of a table's cell as MkDocs wants them: where GitHub needs a backslash it would show that."""
+    lines = markdown.split("\n")
+    bare = [re.sub(r"`[^`]*`", lambda code: code[0].replace("\\|", "|"), one) for one in lines]
+    return "\n".join(new if old.startswith("|") else old for old, new in zip(lines, bare, strict=True))

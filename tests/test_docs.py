@@ -28,6 +28,7 @@ PAGES = [
     *sorted(DOCS.rglob("*.md")),
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "deploy/slurm/README.md")),
 ]
+pytestmark = pytest.mark.timeout(900)  # whoever is first waits for the whole first hour, on a busy machine for minutes
 STEPS = "<!-- steps: run by tests/test_docs.py -->"
 # those of one folder, in the order of reading
 IN_ORDER = ("first-hour", "encoders", "forty-million", "your-survey", "targets", "security", "operations")
@@ -331,6 +332,15 @@ def test_every_route_and_parameter_is_in_the_reference_and_says_what_it_is(gener
                 assert f"| `{one['name']}` |" in section, f"{method} {path} {one['name']}"
 
 
+def test_every_page_is_in_the_reference_and_says_what_it_shows(generate: types.ModuleType) -> None:
+    from redshelf.api.app import described
+
+    text, found = generate.routes(), list(generate.pages(described().routes))
+    assert {"/", "/source/{source_id}", "/similar", "/key"} <= {one.path for one in found}
+    for one in found:
+        assert f" {one.path}`" in text.partition("\n## Pages\n")[2] and one.endpoint.__doc__, one.path
+
+
 def test_the_described_routes_are_those_of_a_server(tiny_shelf: Path) -> None:
     from redshelf.api.app import create_app, described
     from redshelf.service.settings import load
@@ -430,6 +440,12 @@ def test_the_site_builds_without_a_warning_and_has_every_page(site: Path) -> Non
         assert (site / name.replace("study/README", "study")).is_file(), name
     assert {path.stem for path in (site / "reference").iterdir()} == {"commands", "http", "settings", "survey"}
     assert "redshelf: the study" in (site / "study" / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_site_shows_bars_in_tables_and_no_backslash_before_them(site: Path) -> None:
+    for path in site.rglob("*.html"):
+        assert not re.search(r"<td>.*\\\|", path.read_text(encoding="utf-8")), path.name
+    assert "<code>--runner local|slurm|ray</code>" in (site / "reference" / "commands.html").read_text(encoding="utf-8")
 
 
 def test_the_site_asks_nothing_of_another_host(site: Path) -> None:
