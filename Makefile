@@ -14,14 +14,14 @@ BIN := .venv/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: venv demo test check format bench torture release screenshots clean
+.PHONY: venv demo test check docs format bench torture release screenshots clean
 
 venv: $(STAMP)
 
 # --clear: faiss-cpu and faiss-gpu never share an environment; --no-compile: Python does it for what is imported
 $(STAMP): pyproject.toml deploy/lock-$(EXTRA).txt
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --no-compile -c deploy/lock-$(EXTRA).txt -e ".[$(EXTRA),sim,ray,dev]"
+	$(BIN)/python -m pip install --quiet --no-compile -c deploy/lock-$(EXTRA).txt -e ".[$(EXTRA),sim,ray,dev,docs]"
 	touch $@
 
 demo: venv
@@ -38,6 +38,10 @@ test: venv
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(PYTEST) -ra
+
+# the site lies in build/site; a warning, such as a link that leads nowhere, ends it
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: venv
 	$(BIN)/ruff format .

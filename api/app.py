@@ -82,6 +82,28 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
             serving.stop()
             uploads.close()
 
+    app = _routed(guard, lifespan)
+    app.state.settings = settings
+    app.state.serving, app.state.uploads, app.state.working = serving, uploads, working
+    app.state.metrics, app.state.guard = metrics, guard
+    app.add_middleware(Envelope, settings=settings, guard=guard, metrics=metrics, log=log)
+    if settings.cors_origins:
+        methods, headers = ["GET", "POST", "DELETE"], ["Authorization", "X-API-Key", "Content-Type", "X-Request-Id"]
+        told: dict[str, Any] = {
+            "allow_methods": methods,
+            "allow_headers": headers,
+            "expose_headers": ["X-Request-Id", "Retry-After"],
+        }
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **told)
+    return app
+
+
+def described() -> FastAPI:
+    """The routes and their description with nothing behind them: what the reference of docs/ is made from."""
+    return _routed(security.Guard(Settings()))
+
+
+def _routed(guard: security.Guard, lifespan: Any = None) -> FastAPI:
     app = FastAPI(
         title="redshelf",
         version=version() or "0",
@@ -93,21 +115,9 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
         redirect_slashes=False,  # an address is a route or 404: no answer that the description does not have
         lifespan=lifespan,
     )
-    app.state.settings = settings
-    app.state.serving, app.state.uploads, app.state.working = serving, uploads, working
-    app.state.metrics, app.state.guard = metrics, guard
     problems.install(app)
     problems.describe(app)
     security.describe(app, guard)
-    app.add_middleware(Envelope, settings=settings, guard=guard, metrics=metrics, log=log)
-    if settings.cors_origins:
-        methods, headers = ["GET", "POST", "DELETE"], ["Authorization", "X-API-Key", "Content-Type", "X-Request-Id"]
-        told: dict[str, Any] = {
-            "allow_methods": methods,
-            "allow_headers": headers,
-            "expose_headers": ["X-Request-Id", "Retry-After"],
-        }
-        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **told)
     for module in (sources, neighbours, explore, redshifts, jobs, cone, datalink, operations):
         app.include_router(module.router)
     for page in (browse, login):

@@ -55,7 +55,7 @@ def _training(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the log for TensorBoard, too")
     run.add_argument("--checkpoint-seconds", type=float, default=30.0, metavar="S", help="between checkpoints [30]")
     run.add_argument("--device", help="[cuda where there is one, else cpu]")
-    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--seed", type=int, default=0, help="of weights, batches and views [0]")
 
 
 def _parts(parser: argparse.ArgumentParser, *, rows: str, tasks: str) -> None:
@@ -119,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[parent or shelf])
 
     p = commands.add_parser("simulate", help="write a survey as a telescope would", description="Write a survey.")
-    p.add_argument("folder", type=Path, metavar="DIR")
+    p.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
     p.add_argument("--sources", type=int, default=4000, metavar="N", help="[4000]")
     p.add_argument("--bands", default="u,g,r,i,z,y", help="comma-separated [u,g,r,i,z,y]")
     p.add_argument(
@@ -128,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="s1",
         help="labels: s0 representative, s1 by brightness and colour, s2 by redshift too, as spectrographs do [s1]",
     )
-    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--seed", type=int, default=1, help="of everything; the same one gives the same bytes [1]")
     p.add_argument("--catalogue-only", action="store_true", help="no images")
     p.add_argument("--two-depths", action="store_true", help="half of the field is shallower by a magnitude")
     p.add_argument("--u-star", action="store_true", help="half of the field has the band ustar instead of u")
@@ -137,7 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true", help="print JSON")
 
     p = add("ingest", "read a survey's catalogue and images into the shelf; resumable")
-    p.add_argument("survey", type=Path, metavar="SURVEY.toml")
+    p.add_argument("survey", type=Path, metavar="SURVEY.toml", help="what describes the survey")
     p.add_argument("--update", action="store_true", help="take over what has changed in the survey since")
     p.add_argument("--processes", type=int, metavar="N", help="that cut cutouts, on this machine [1]")
     _parts(p, rows="4096", tasks="256")
@@ -167,7 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
     _training(p)
 
     p = add("embed", "a vector for every source; resumable")
-    p.add_argument("--encoder", required=True)
+    p.add_argument("--encoder", required=True, help="photometry, one that was trained, or a new name for --weights")
     p.add_argument(
         "--weights",
         type=Path,
@@ -187,18 +187,25 @@ def build_parser() -> argparse.ArgumentParser:
     hub.add_argument("--random-seed", type=int, metavar="S", help="random weights instead, as a control")
 
     p = add("index", "build and measure the search index of an embedding; resumable")
-    p.add_argument("--encoder", required=True)
+    p.add_argument("--encoder", required=True, help="an embedding of the shelf")
     p.add_argument("--memory", metavar="SIZE", help="what its lists may take, which all processes share [8GiB]")
     p.add_argument("--recall", type=float, metavar="R", help="of the ten nearest, where it is not exact [0.95]")
     p.add_argument("--processes", type=int, metavar="N", help="that fill the lists, on this machine [1]")
     _parts(p, rows="1048576", tasks="4")
 
     p = add("fit", "fit the redshift estimators on an embedding")
-    p.add_argument("--encoder", required=True, metavar="NAME[+photometry]")
+    p.add_argument(
+        "--encoder",
+        required=True,
+        metavar="NAME[+photometry]",
+        help="the features: an embedding, or one and photometry",
+    )
 
     p = add("publish", "freeze and check what there is as a new generation")
-    p.add_argument("--default-encoder", metavar="NAME")
-    p.add_argument("--default-estimator", metavar="NAME")
+    p.add_argument(
+        "--default-encoder", metavar="NAME", help="of a question that names none [the first fitted on pixels]"
+    )
+    p.add_argument("--default-estimator", metavar="NAME", help="likewise, of redshifts [the best by validation]")
 
     p = add("serve", "serve HTTP and the page, of the newest generation", _parent(json=False))
     _address(p)
@@ -282,7 +289,7 @@ def build_parser() -> argparse.ArgumentParser:
         "demo", help="all of it on a small simulated survey, then serve", description="The whole way."
     )
     p.add_argument("--dir", type=Path, default=Path("demo"), help="a new folder [demo]")
-    p.add_argument("--sources", type=int, metavar="N")
+    p.add_argument("--sources", type=int, metavar="N", help="of the survey [4000]")
     p.add_argument("--serve", action=argparse.BooleanOptionalAction, default=True, help="serve at the end [yes]")
     p.add_argument("--json", action="store_true", help="print JSON")
     _address(p)

@@ -36,17 +36,17 @@ class Section(BaseModel):
 
 
 class SurveySection(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")  # letters, digits, ".", "_" and "-"
     pixel_scale_arcsec: float | None = Field(default=None, gt=0.01, lt=60)  # compulsory with images
-    cutout_px: int = Field(default=64, ge=8, le=512)
+    cutout_px: int = Field(default=64, ge=8, le=512)  # side of a cutout
 
 
 class Cut(Section):
     """Keep the rows where `column operator value`, of the column itself or of its modulo, floored."""
 
-    column: str
-    operator: Literal["<", "<=", ">", ">=", "==", "!=", "in", "not in"]
-    value: int | float | str | list[int | float] | list[str]
+    column: str  # of the catalogue
+    operator: Literal["<", "<=", ">", ">=", "==", "!=", "in", "not in"]  # "in" and "not in" take a list
+    value: int | float | str | list[int | float] | list[str]  # of the type of the column
     floor: bool = False  # compare floor(column), after the modulo
     modulo: float | None = None  # compare column mod this
 
@@ -63,30 +63,30 @@ class Cut(Section):
 
 
 class Catalogue(Section):
-    path: str
+    path: str  # of the table, or of a HATS folder
     format: TableFormat | None = None  # None: by the file's ending; a folder is HATS
     hdu: int | None = None  # FITS: which table, the first by default
-    id: str
-    ra: str  # degrees
-    dec: str  # degrees
+    id: str  # column; the ids must match [A-Za-z0-9._:+-]{1,64}
+    ra: str  # column, degrees
+    dec: str  # column, degrees
     ebv: Columns | None = None  # E(B-V); several names: the first that the table has
-    object_class: str | None = None
+    object_class: str | None = None  # column that tells stars from galaxies; without it every class is "unknown"
     class_values: dict[str, ObjectClass] = {}  # value in the object_class column -> class; others are "unknown"
     class_ranges: list[ClassRange] = []  # the same by ranges of a number column
     mask_flags: list[str] = []  # non-zero: bad photometry; the row is kept, flagged, never given a redshift
     saturation_flags: list[str] = []  # non-zero: saturated in every band
-    size_arcsec: str | None = None
+    size_arcsec: str | None = None  # column
     z_reference: str | None = None  # the catalogue's own photo-z, carried to be scored; outside -0.01 to 20: none
     z_references: dict[BandName, str] = {}  # further ones: name -> column, stored as z_reference_<name>
-    cuts: list[Cut] = []
+    cuts: list[Cut] = []  # the rows that are kept; ingest says what each has removed
 
 
 class ClassRange(Section):
     """Rows with low <= value < high in the object_class column are of this class."""
 
-    low: float
-    high: float
-    object_class: ObjectClass
+    low: float  # included
+    high: float  # not included
+    object_class: ObjectClass  # of the rows between
 
 
 class BandSection(Section):
@@ -95,14 +95,14 @@ class BandSection(Section):
     Not observed is: a missing value, an error <= 0, a value in `missing`, outside `valid_range`.
     """
 
-    name: BandName
-    wavelength_nm: float = Field(gt=10, lt=1e6)
-    flux: Columns | None = None
-    flux_error: Columns | None = None
-    unit: Unit | None = None
+    name: BandName  # letters, digits and "_"
+    wavelength_nm: float = Field(gt=10, lt=1e6)  # effective; tells the order of the bands
+    flux: Columns | None = None  # column, in `unit` or by `zero_point`
+    flux_error: Columns | None = None  # column, likewise
+    unit: Unit | None = None  # of flux and error
     zero_point: float | None = None  # AB magnitude of flux 1, instead of `unit`; for images too
     magnitude: Columns | None = None  # AB
-    magnitude_error: Columns | None = None
+    magnitude_error: Columns | None = None  # column
     missing: list[float] = []  # exact values that mean "not observed", of `aperture_to_total` too
     valid_range: tuple[float, float] | None = None  # of the flux or magnitude column, in its own unit
     saturated: str | None = None  # column, non-zero: saturated in this band
@@ -118,7 +118,7 @@ class BandSection(Section):
     mask: str | None = None  # pattern; non-zero = bad
     image_zero_point: float | None = None  # AB magnitude of 1 image unit; default `zero_point`, else 23.9 (uJy)
     saturation: float | None = None  # image values at or above are saturated
-    psf_fwhm_arcsec: float | None = Field(default=None, gt=0, lt=60)
+    psf_fwhm_arcsec: float | None = Field(default=None, gt=0, lt=60)  # told to encoders
 
     @model_validator(mode="after")
     def _one_photometry(self) -> BandSection:
@@ -165,7 +165,7 @@ class Stamps(Section):
     ids: str | None = None  # key, dataset or column of the FITS table; None: stamps in the catalogue's order of rows
     axes: Literal["nhwc", "nchw", "nhw"] = "nhwc"  # as numpy gives them, the last of them NAXIS1 of a FITS; nhw: a band
     bands: list[BandName] = Field(min_length=1)  # the order of the axis c; other bands of the survey are not observed
-    unit: Unit | None = None
+    unit: Unit | None = None  # of the pixels
     zero_point: float | None = None  # AB magnitude of 1, instead of `unit`; default the band's `zero_point`, else 23.9
     weight: str | int | None = None  # array of the stamps' shape; inverse variance in their unit, 0 = bad
     mask: str | int | None = None  # array of the stamps' shape, or without c for all bands; non-zero = bad
@@ -185,22 +185,22 @@ class Stamps(Section):
 class Labels(Section):
     """Redshifts from one catalogue (`path` none: the survey's own)."""
 
-    path: str | None = None
-    format: TableFormat | None = None
-    match: Literal["id", "position"] = "id"
-    radius_arcsec: float = Field(default=1.0, gt=0, le=10)
-    id: str | None = None
-    ra: str | None = None
-    dec: str | None = None
-    z: str
-    z_error: str | None = None
+    path: str | None = None  # of their table; without it the survey's own catalogue
+    format: TableFormat | None = None  # None: by the file's ending
+    match: Literal["id", "position"] = "id"  # by which their rows find the survey's sources
+    radius_arcsec: float = Field(default=1.0, gt=0, le=10)  # with match = "position"
+    id: str | None = None  # column, with match = "id"
+    ra: str | None = None  # column, degrees, with match = "position"
+    dec: str | None = None  # column, degrees
+    z: str  # column
+    z_error: str | None = None  # column
     quality: str | None = None  # column stored as z_quality
     survey: str  # stored as z_survey
-    kind: LabelKind = "spec"
+    kind: LabelKind = "spec"  # stored as z_kind
     priority: int = 0  # the highest wins where several labels fall on one source
-    object_class: str | None = None
-    class_values: dict[str, ObjectClass] = {}
-    class_ranges: list[ClassRange] = []
+    object_class: str | None = None  # column, as in the catalogue
+    class_values: dict[str, ObjectClass] = {}  # likewise
+    class_ranges: list[ClassRange] = []  # likewise
     cuts: list[Cut] = []  # quality ranges and everything else
 
     @model_validator(mode="after")

@@ -51,6 +51,8 @@ def _published_encoders(layout: Layout) -> list[PublishedEncoder]:
 def weights_of(provenance: dict[str, Any]) -> str:
     """In words, where an encoder's weights come from, out of what was stored beside them."""
     published = provenance.get("weights")
+    if isinstance(published, str):  # said by whoever made the encoder
+        return published
     if published and "sha256" in published:
         return f"{published['family']} {published['name']}, sha256 {published['sha256']}"
     if published:

@@ -45,14 +45,14 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    shelf: Path = Path("shelf")
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
+    shelf: Path = Path("shelf")  # the folder that is served; it may be read-only
+    host: str = "127.0.0.1"  # to listen on; another than loopback wants a key
+    port: int = Field(default=8000, ge=0, le=65535)  # to listen on
     workers: int = Field(default=1, ge=1, le=256)  # processes that serve on one port
     refresh_seconds: float = Field(default=5.0, ge=0.01, allow_inf_nan=False)  # between looks for a newer generation
-    max_k: int = Field(default=1000, ge=1, le=1000)
+    max_k: int = Field(default=1000, ge=1, le=1000)  # neighbours in one answer
     max_batch: int = Field(default=1000, ge=1, le=1000)  # ids in one POST /v1/redshifts
-    max_upload_bytes: int = Field(default=32 << 20, ge=1024)
+    max_upload_bytes: int = Field(default=32 << 20, ge=1024)  # of an uploaded cutout
     decode_seconds: float = Field(default=0.8, ge=0.05, le=60)  # of CPU, to decode an upload
     decode_bytes: int = Field(default=1 << 30, ge=1 << 29)  # of address space of the process that decodes it
     max_encode_batch: int = Field(default=16, ge=1, le=1024)  # uploads that are encoded together

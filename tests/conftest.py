@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # minutes each, so that no process of `make test` begins with one of them when the others are done
 LONGEST = (
-    "test_slurm", "test_encoders", "test_specialise", "test_readme", "test_described", "test_kills", "test_scenarios",
+    "test_slurm", "test_encoders", "test_specialise", "test_docs", "test_described", "test_kills", "test_scenarios",
     "test_swaps",
 )  # fmt: skip
 

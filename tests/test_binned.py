@@ -13,7 +13,7 @@ from redshelf.models import binned, density_scores, metrics, slopes
 from redshelf.models.errors import BadInput
 from redshelf.models.pdf import Pdf
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent / "docs" / "python.md").read_text(encoding="utf-8")
 
 
 def sample(n=3000, seed=0):
@@ -144,7 +144,7 @@ def test_local_pits_find_the_bin_that_is_not_calibrated():
     assert [row["pit_w1"] for row in pits] == [bold["pit_w1"], honest["pit_w1"]]
 
 
-def test_the_readmes_example_runs(capsys):
+def test_the_example_of_the_page_runs(capsys):
     phot, spec, magnitude, weights = sample(2000)
     edges = np.linspace(0, 6, 121)
     mass = np.exp(-0.5 * ((edges[1:] + edges[:-1]) / 2 - phot[:, None]) ** 2 / 0.1**2) + 1e-9
@@ -157,7 +157,7 @@ def test_the_readmes_example_runs(capsys):
         "pdf": Pdf.from_mass(edges, mass),
         "distance_ratio": magnitude / 20,
     }
-    (code,) = re.findall(r"<!-- scores: run by tests/test_binned\.py -->\n```python\n(.*?)```", README, re.DOTALL)
+    (code,) = re.findall(r"<!-- scores: run by tests/test_binned\.py -->\n```python\n(.*?)```", PAGE, re.DOTALL)
     exec(code, given_names)
     printed = capsys.readouterr().out
     assert "magnitude_weighted" in printed and "slope_z_phot_error" in printed and "delta_mean_scaled" in printed

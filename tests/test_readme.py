@@ -1,53 +1,44 @@
-"""The README's commands, run as they stand, and its routes, compared with the application's."""
+"""The README: the newcomer's page. Its commands and links are there; what it leads to is held by test_docs."""
 
 import re
-import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-STEPS = re.findall(r"<!-- steps: run by tests/test_readme\.py -->\n```sh\n(.*?)```", README, re.DOTALL)
-
-
-@pytest.mark.slow
-def test_every_command_of_the_readme_runs_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In this process: forty starts of Python and as many imports of torch would take longer than the commands."""
-    from redshelf.api.cli import main
-
-    pytest.importorskip("galsim", reason="the `sim` extra is not installed")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "links"))  # of processes that commands start
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    assert len(STEPS) == 10
-    for line in "".join(STEPS).strip().splitlines():
-        if line.startswith("echo "):
-            subprocess.run(line, shell=True, check=True)
-        elif line:
-            program, *words = shlex.split(line)
-            assert program == "redshelf"
-            status, told = main(words), capsys.readouterr()
-            assert status == 0, f"{line}\n{told.out}\n{told.err}"
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def test_make_targets_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^make ([a-z]+)", README, re.MULTILINE)) | set(re.findall(r"`make ([a-z]+)", README))
-    assert {"demo", "test"} <= targets
+    text = README + CONTRIBUTING
+    targets = set(re.findall(r"^make ([a-z]+)", text, re.MULTILINE)) | set(re.findall(r"`make ([a-z]+)", text))
+    assert {"demo", "test", "check", "docs"} <= targets
     for target in targets:
         assert f"\n{target}:" in makefile, target
 
 
-def test_every_route_and_setting_stands_in_the_readme(tiny_shelf: Path) -> None:
-    from redshelf.api.app import create_app
-    from redshelf.service.settings import Settings
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_every_link_of_the_readme_leads_somewhere(name: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / name).read_text(encoding="utf-8"))
+    assert links
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), link
 
-    for path in create_app(Settings(shelf=tiny_shelf)).openapi()["paths"]:
-        assert path in README, path
-    for name in Settings.model_fields:
-        assert f"`{name}`" in README, name
+
+def test_the_readme_is_one_that_a_newcomer_reads_to_its_end() -> None:
+    assert len(README.splitlines()) <= 120 and len(README) < 8000
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    """By the README itself, or by the nav of the site."""
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for path in (ROOT / "docs").rglob("*.md"):
+        name = path.relative_to(ROOT / "docs").as_posix()
+        assert f" {name}\n" in nav or f"docs/{name}" in README, name
+
+
+def test_every_module_of_tests_that_the_map_names_is_there() -> None:
+    for name in set(re.findall(r"`(test_[a-z_]+)`", CONTRIBUTING)):
+        assert (ROOT / "tests" / f"{name}.py").is_file(), name
