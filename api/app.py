@@ -108,7 +108,10 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
     security.describe(app, guard)
     app.add_middleware(Envelope, settings=settings, guard=guard, metrics=metrics, log=log)
     if settings.cors_origins:
-        methods, headers = ["GET", "POST", "DELETE"], ["Authorization", "X-API-Key", "Content-Type", "X-Request-Id"]
+        methods, headers = (
+            ["GET", "HEAD", "POST", "DELETE"],
+            ["Authorization", "X-API-Key", "Content-Type", "X-Request-Id"],
+        )
         told: dict[str, Any] = {
             "allow_methods": methods,
             "allow_headers": headers,

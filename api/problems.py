@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
 
 from redshelf.api import pages, security
 from redshelf.api.limits import BUSY_RETRY_S
@@ -21,6 +22,7 @@ from redshelf.models.errors import BadInput, Busy, Conflict, NotFound, RedshelfE
 from redshelf.service.answers import Problem
 
 PROBLEM = "application/problem+json"
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 STATUS: dict[type[RedshelfError], int] = {NotFound: 404, BadInput: 422, Conflict: 409, Busy: 503}
 log = logging.getLogger("redshelf")
 
@@ -77,6 +79,17 @@ def _sentence(request: Request, fault: Mapping[str, Any]) -> str:
     return f"{name}={shown if len(shown) <= 80 else shown[:77] + '...'}: {message}"
 
 
+def allowed(request: Request) -> str:
+    """The methods of the request's address, over all of its routes, as `Allow` names them."""
+    scope = {**request.scope, "root_path": request.scope.get("app_root_path", request.scope.get("root_path", ""))}
+    found: list[str] = []
+    for method in METHODS:
+        routes = [one for one in request.app.routes if one.matches({**scope, "method": method})[0] is Match.FULL]
+        if any(method == "GET" or not isinstance(one, Mount) for one in routes):
+            found += ["GET", "HEAD"] if method == "GET" else [method]  # see `envelope.as_get`
+    return ", ".join(found)
+
+
 def describe(app: FastAPI) -> None:
     """Say in the app's OpenAPI document that problems come as what they are, which FastAPI takes for plain JSON."""
     plain = app.openapi
@@ -110,7 +123,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        return problem(request, error.status_code, str(error.detail), error.headers)
+        headers = {"allow": allowed(request)} if error.status_code == 405 else error.headers
+        return problem(request, error.status_code, str(error.detail), headers)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
