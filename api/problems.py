@@ -1,6 +1,7 @@
 """Errors over HTTP: every exception becomes one RFC 9457 answer here, and nowhere else.
 
-Page addresses get the same words as a page, with the search box; everything else gets `application/problem+json`.
+Page addresses get the same words as a page, with the search box, those of the Virtual Observatory as `dali` has them;
+everything else gets `application/problem+json`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 
-from redshelf.api import pages, security
+from redshelf.api import dali, pages, security
 from redshelf.api.limits import BUSY_RETRY_S
 from redshelf.models.errors import BadInput, Busy, Conflict, NotFound, RedshelfError, nearest
 from redshelf.service.answers import Problem
@@ -28,9 +29,11 @@ log = logging.getLogger("redshelf")
 
 
 def problem(request: Request, status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    """`detail` as problem+json, or as a page where the address is one of the page's."""
+    """`detail` as problem+json, or as a page, plain text or a VOTable where the address answers with that."""
     if pages.is_page(request.url.path):
         return pages.failed(request, status, detail, headers)
+    if dali.media_of_errors(request.url.path) is not None:
+        return dali.refused(request.url.path, status, detail, headers)
     title = HTTPStatus(status).phrase
     request_id = getattr(request.state, "request_id", "")
     document = Problem(title=title, status=status, detail=detail, request_id=request_id).model_dump()
@@ -96,11 +99,13 @@ def describe(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         document = plain()
-        operations = [operation for path in document["paths"].values() for operation in path.values()]
-        for answer in (answer for operation in operations for answer in operation["responses"].values()):
-            content = answer.get("content", {})
-            if content.get("application/json", {}).get("schema") == {"$ref": "#/components/schemas/Problem"}:
-                content[PROBLEM] = content.pop("application/json")
+        for path, operations in document["paths"].items():
+            own = dali.media_of_errors(path)
+            for answer in (answer for operation in operations.values() for answer in operation["responses"].values()):
+                content = answer.get("content", {})
+                if content.get("application/json", {}).get("schema") == {"$ref": "#/components/schemas/Problem"}:
+                    told = content.pop("application/json")
+                    content[own or PROBLEM] = {} if own else told
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
