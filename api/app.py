@@ -1,6 +1,7 @@
 """The HTTP service: one FastAPI app over the newest generation. `serve(settings)` runs it, `create_app` makes it.
 
-The shelf is opened before the first request, so that a damaged one never serves; torch waits for the first upload.
+The shelf is opened before the first request, so that a damaged one never serves; what questions load is loaded in the
+background from then on (`warming`), but for torch, which waits for the first upload.
 Several workers are processes of uvicorn's own, which share a port and, by the page cache, the shelf's mapped files.
 """
 
@@ -38,6 +39,7 @@ from redshelf.api import (
     redshifts,
     security,
     sources,
+    warming,
 )
 from redshelf.api.envelope import Envelope
 from redshelf.api.queries import PROBLEMS
@@ -47,6 +49,7 @@ from redshelf.service import keys
 from redshelf.service.jobs import Jobs
 from redshelf.service.serving import Serving, open_checked
 from redshelf.service.settings import Settings, environment, load
+from redshelf.service.shelf import OpenShelf
 from redshelf.service.working import Working
 
 SILENT_S = 60  # after which a worker is taken for hung: on a busy file system the imports alone take seconds
@@ -67,7 +70,11 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
     """
     metrics, guard = observability.Metrics(), security.Guard(settings)
     how: dict[str, Any] = {"refresh_seconds": settings.refresh_seconds, "fall_back": fall_back}
-    serving = Serving(settings.shelf, **how, looked=metrics.looked)
+
+    def prepare(shelf: OpenShelf) -> None:
+        warming.warm(shelf, settings, stopping=lambda: serving.stopping)
+
+    serving = Serving(settings.shelf, **how, looked=metrics.looked, prepare=prepare)
     uploads = Uploads(settings, metrics)
     working = Working(
         Jobs(settings.state_dir, settings.shelf),
