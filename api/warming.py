@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from starlette.requests import Request
 
@@ -28,17 +29,17 @@ def _questions(shelf: OpenShelf, settings: Settings) -> Iterator[Callable[[], ob
     source_id = browse.example(shelf)
     if source_id is None:
         return
-    yield lambda: browse.home(browse.HomeQuery(q=None), shelf, settings)
+    yield lambda: browse.home(browse.HomeQuery.model_validate({}), shelf, settings)
     if shelf.info.has_images:
-        yield lambda: sources.cutout(source_id, CutoutQuery(), shelf)
-    yield lambda: source_page.source(Request(HERE), source_id, similar.LookQuery(), shelf, settings)
-    yield lambda: similar.similar(similar.SimilarQuery(like=[source_id]), shelf, settings)
+        yield lambda: sources.cutout(source_id, CutoutQuery.model_validate({}), shelf)
+    yield lambda: source_page.source(Request(HERE), source_id, similar.LookQuery.model_validate({}), shelf, settings)
+    yield lambda: similar.similar(similar.SimilarQuery.model_validate({"like": [source_id]}), shelf, settings)
     yield lambda: typed.find(shelf, source_id)
     for encoder, fit in shelf.redshifts.items():
         for estimator in fit.published.estimators:
-            yield lambda e=encoder, by=estimator: redshift.redshifts(shelf, [source_id], encoder=e, estimator=by)
+            yield partial(redshift.redshifts, shelf, [source_id], encoder=encoder, estimator=estimator)
     if shelf.info.has_images:
-        yield lambda: sources.cutout(source_id, CutoutQuery(format="fits"), shelf)
+        yield lambda: sources.cutout(source_id, CutoutQuery.model_validate({"format": "fits"}), shelf)
 
 
 def warm(shelf: OpenShelf, settings: Settings, *, stopping: Callable[[], bool] = lambda: False) -> int:
