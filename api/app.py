@@ -43,6 +43,7 @@ from redshelf.api import (
 )
 from redshelf.api.envelope import Envelope
 from redshelf.api.queries import PROBLEMS
+from redshelf.api.tracing import Tracing
 from redshelf.api.uploads import Uploads
 from redshelf.models.errors import Conflict
 from redshelf.service import keys
@@ -76,6 +77,7 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
 
     serving = Serving(settings.shelf, **how, looked=metrics.looked, prepare=prepare)
     uploads = Uploads(settings, metrics)
+    tracing = Tracing(settings, version=_version()) if settings.otlp_endpoint else None
     working = Working(
         Jobs(settings.state_dir, settings.shelf),
         lambda: serving.current,
@@ -95,6 +97,8 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
             working.stop()
             serving.stop()
             uploads.close()
+            if tracing is not None:
+                tracing.stop()
 
     app = FastAPI(
         title="redshelf",
@@ -113,7 +117,7 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
     problems.install(app)
     problems.describe(app)
     security.describe(app, guard)
-    app.add_middleware(Envelope, settings=settings, guard=guard, metrics=metrics, log=log)
+    app.add_middleware(Envelope, settings=settings, guard=guard, metrics=metrics, log=log, tracing=tracing)
     if settings.cors_origins:
         methods, headers = (
             ["GET", "HEAD", "POST", "DELETE"],

@@ -20,12 +20,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from redshelf.api import limits, observability, security
+from redshelf.api import limits, observability, security, tracing
 from redshelf.api.limits import Rates, Turnstile
 from redshelf.api.observability import Metrics, Told
 from redshelf.api.problems import problem
 from redshelf.api.security import Guard
-from redshelf.service import stages
+from redshelf.api.tracing import Trace, Tracing
 from redshelf.service.settings import Settings
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -73,10 +73,19 @@ class Answer:
 
 
 class Envelope:
-    """The one middleware; `log` is told a line a request, unless it is None."""
+    """The one middleware; `log` is told a line a request and `tracing` makes a trace of it, unless they are None."""
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, guard: Guard, metrics: Metrics, log: Any = None) -> None:
-        self.app, self.guard, self.metrics, self.log = app, guard, metrics, log
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: Settings,
+        guard: Guard,
+        metrics: Metrics,
+        log: Any = None,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self.app, self.guard, self.metrics, self.log, self.tracing = app, guard, metrics, log, tracing
         self.rates, self.turnstile = Rates(settings), Turnstile(settings)
         self.deadline_seconds = settings.deadline_seconds
         self.max_body_bytes = settings.max_upload_bytes + BODY_MARGIN_BYTES
@@ -97,7 +106,9 @@ class Envelope:
             scope = as_get(scope)
         away, entered = None, False
         self.metrics.in_flight.inc()
-        stages.listen(self.metrics.stage)
+        trace = None if self.tracing is None else self.tracing.begin(scope["path"], headers)
+        tracing.listen(self.metrics, trace)
+        state["trace"] = trace
         try:
             try:
                 entered = self._enter(scope, headers, answer)
@@ -111,7 +122,8 @@ class Envelope:
             if entered:
                 self.turnstile.leave()
             self.metrics.in_flight.dec()
-            self._tell(scope, method, answer.status or 500, time.perf_counter() - began, away)
+            told = self._told(scope, method, answer.status or 500, time.perf_counter() - began, away)
+            self._tell(told, trace)
 
     def _enter(self, scope: Scope, headers: Headers, answer: Answer) -> bool:
         """Whether the request has a place in flight, which it leaves again; `HTTPException` where it is turned away."""
@@ -171,10 +183,10 @@ class Envelope:
             refused = problem(Request(scope), 503, detail, {"retry-after": str(limits.BUSY_RETRY_S)})
         await refused(scope, receive, answer.replace)
 
-    def _tell(self, scope: Scope, method: str, status: int, seconds: float, away: str | None) -> None:
+    def _told(self, scope: Scope, method: str, status: int, seconds: float, away: str | None) -> Told:
         state, matched = scope["state"], scope.get("route")
         route = getattr(matched, "path", "/static" if scope.get("root_path") == "/static" else observability.UNMATCHED)
-        told = Told(
+        return Told(
             request_id=state["request_id"],
             method=method,
             route=route,
@@ -184,7 +196,11 @@ class Envelope:
             generation=state.get("generation"),
             turned_away="size" if status == 413 else away or state.get("turned_away"),
         )
+
+    def _tell(self, told: Told, trace: Trace | None) -> None:
         self.metrics.count(told)
+        if trace is not None:
+            trace.end(told)
         if self.log is not None:
             observability.line(self.log, told)
 
