@@ -60,6 +60,7 @@ bench: venv
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/questions.py
 	$(BIN)/python benchmarks/cone.py
+	$(BIN)/python benchmarks/page.py
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/encoders.py
