@@ -1,11 +1,13 @@
 """What the service takes under load: `redshelf serve` on loopback, beside a bare FastAPI route of the same FAISS call.
 
-    python benchmarks/serve.py [--quick] [--check] [--out bench-out/serve]
+    python benchmarks/serve.py [--quick] [--check] [--sources N] [--clip-python PATH] [--out bench-out/serve]
 
 A shelf of a million sources with clustered vectors of 384 numbers, photometry, and redshifts fitted on 2,000 labels;
 and a small one with images, to which cutouts are uploaded. Client and servers share the machine. At one client the
 routes are asked in turn, so that a busy machine slows all alike; saturation is that of 16 connections, ours and the
-bare route's in turn. A wanted number that is missed is said. (Making the shelves takes minutes, and is done once.)
+bare route's in turn. With a Python that has clip-retrieval (`clip_peer.py` says how), its `/knn-service` is asked for
+the same vectors. A wanted number that is missed is said. (Making the shelves takes minutes, and is done once. The load
+is bounded: `--rounds` questions of a kind, then rounds of `--seconds` of saturation, on 16 connections at most.)
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import http.client
+import json
 import os
 import shutil
 import signal
@@ -24,13 +27,19 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from clip_peer import question
 from common import free_port
 from cone import SURVEY
 
+if TYPE_CHECKING:
+    from redshelf.service.shelf import OpenShelf
+
 DIM, CLUSTERS, LABELS, K = 384, 1000, 2000, 10
 CONNECTIONS, ROUNDS = 16, 3
+CLIP = "clip-retrieval's /knn-service"
 WANTED = {  # name -> (median ms, 99% ms), 0: not wanted
     "neighbours by id": (4.0, 20.0),
     "redshift by id, with its density": (8.0, 0.0),
@@ -38,6 +47,8 @@ WANTED = {  # name -> (median ms, 99% ms), 0: not wanted
     "/scs, 1,000 rows": (60.0, 0.0),
     "/healthz": (2.0, 0.0),
 }
+LOADED_S = 6.0  # after which a server that is ready has loaded what its first questions need, too
+WANTED_CLIP = 0.1  # our median over that of clip-retrieval
 WANTED_RATIO, WANTED_READY_S, WORKER_MB, SHARED_MB = 0.7, 5.0, 250.0, 1300.0
 
 
@@ -169,6 +180,31 @@ def bare(index: Path, columns: Path, workers: int, log: Path) -> AbstractContext
     return running(command, port, "/bare/c00000001", log, **told)
 
 
+def clip(python: Path, folder: Path, log: Path) -> AbstractContextManager[Running]:
+    port = free_port()
+    command = [str(python), str(Path(__file__).parent / "clip_peer.py"), "serve", str(folder), str(port)]
+    return running(command, port, "/indices-list", log, OMP_NUM_THREADS="1")
+
+
+def make_clip(python: Path, shelf: OpenShelf, folder: Path) -> None:
+    """The vectors of the shelf and the ids of its sources as clip-retrieval reads them, and its index, made once."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (folder / "embeddings").mkdir(parents=True)
+    (folder / "metadata").mkdir()
+    names, known = shelf.columns["ids"], shelf.encoder("wide").index
+    file = folder / "embeddings" / "img_emb_0.npy"
+    vectors = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=(len(shelf), DIM))
+    for start in range(0, len(shelf), 1 << 16):
+        rows = np.arange(start, min(start + (1 << 16), len(shelf)))
+        vectors[rows] = known.take(rows)
+    vectors.flush()
+    told = pa.table({"image_path": [bytes(name).decode() for name in names]})  # in the order of rows, as the vectors
+    pq.write_table(told, folder / "metadata" / "metadata_0.parquet")
+    subprocess.run([str(python), str(Path(__file__).parent / "clip_peer.py"), "build", str(folder)], check=True)
+
+
 async def _saturate(port: int, paths: list[str], seconds: float) -> float:
     ends, answered = time.perf_counter() + seconds, 0
 
@@ -202,11 +238,15 @@ class Question:
     body: bytes | None = None
     kind: str = ""
 
-    def ask(self, connection: http.client.HTTPConnection) -> bytes:
+    def ask(self, connection: http.client.HTTPConnection, *, tries: int = 1) -> bytes:
+        """The answer; a 503 is asked again up to `tries` times, since on a busy machine torch is not loaded in time."""
         how = "GET" if self.body is None else "POST"
-        connection.request(how, self.path, self.body, {"content-type": self.kind} if self.kind else {})
-        response = connection.getresponse()
-        content = response.read()
+        for _ in range(tries):
+            connection.request(how, self.path, self.body, {"content-type": self.kind} if self.kind else {})
+            response = connection.getresponse()
+            content = response.read()
+            if response.status != 503:
+                break
         assert response.status == 200, content[:500]
         return content
 
@@ -231,19 +271,38 @@ def one_client(asked: dict[str, list[Question]], rounds: int) -> dict[str, list[
             if turn < 0:  # the first upload loads torch, and idle connections are closed meanwhile
                 connection.close()
             began = time.perf_counter()
-            question.ask(connection)
+            question.ask(connection, tries=10 if turn < 0 else 1)
             if turn >= 0:
                 found[name].append(1000 * (time.perf_counter() - began))
     return found
+
+
+def overlap(own: list[Question], theirs: list[Question], n: int = 50) -> float:
+    """The share of our ten nearest that clip-retrieval finds, too, over `n` sources; not who is right."""
+    found = []
+    for one, other in zip(own[:n], theirs[:n], strict=True):
+        (ours_, theirs_) = (
+            json.loads(question.ask(http.client.HTTPConnection("127.0.0.1", question.port)))
+            for question in (one, other)
+        )
+        names = {neighbour["source_id"] for neighbour in ours_["neighbours"]}
+        found.append(len(names & {line["image_path"] for line in theirs_}) / len(names))
+    return statistics.mean(found)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="50,000 sources, short rounds; no figure to publish")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a wanted number is missed")
+    parser.add_argument("--sources", type=int, help="1,000,000 by default")
+    parser.add_argument("--rounds", type=int, help="questions of each kind at one client, 500 by default")
+    parser.add_argument("--seconds", type=float, help="of each round of saturation, 15 by default")
+    parser.add_argument("--clip-python", type=Path, help="a Python that has clip-retrieval; without, it is left out")
     parser.add_argument("--out", type=Path, default=Path("bench-out/serve"))
     arguments = parser.parse_args()
-    sources, rounds, seconds = (50_000, 100, 3.0) if arguments.quick else (1_000_000, 500, 15.0)
+    usual = (50_000, 100, 3.0) if arguments.quick else (1_000_000, 500, 15.0)
+    given = (arguments.sources, arguments.rounds, arguments.seconds)
+    sources, rounds, seconds = (one or other for one, other in zip(given, usual, strict=True))
     out: Path = arguments.out.resolve()
     large, small = out / f"{sources}" / "shelf", out / "images" / "shelf"
     for root, make in ((large, lambda: make_shelf(large, sources)), (small, lambda: make_images(small))):
@@ -261,6 +320,12 @@ def main() -> int:
     near = [f"/v1/sources/{name}/neighbours?k={K}" for name in chosen]
     plain = [f"/bare/{name}?k={K}" for name in chosen]
     radius = (1.2 * 1000 / sources / np.pi) ** 0.5
+    python, clip_folder = arguments.clip_python, large.parent / "clip"
+    if python is not None and not (clip_folder / "image.index").is_file():
+        shutil.rmtree(clip_folder, ignore_errors=True)
+        make_clip(python, shelf, clip_folder)
+    # one more than the neighbours: it finds the vector itself, too
+    vectors = shelf.encoder("wide").vectors(np.array([shelf.row(name) for name in chosen])).tolist()
     cone = f"/scs?RA=150.5&DEC=2.5&SR={radius}&MAXREC=1000"
     del shelf, pictures
     print(f"{sources} x {DIM}; load of the machine before: {os.getloadavg()[0]:.1f}\n")
@@ -274,6 +339,9 @@ def main() -> int:
         server = stack.enter_context(ours(large, 1, out / "ours1.log"))
         other = stack.enter_context(ours(small, 1, out / "images.log"))
         peer = stack.enter_context(bare(index, columns, 1, out / "bare1.log"))
+        if python is not None:
+            rival = stack.enter_context(clip(python, clip_folder, out / "clip.log"))
+        time.sleep(LOADED_S)
         with_images = http.client.HTTPConnection("127.0.0.1", other.port)
         asked = {
             "neighbours by id": [Question(server.port, path) for path in near],
@@ -285,6 +353,10 @@ def main() -> int:
             "/scs, 1,000 rows": [Question(server.port, cone)],
             "/healthz": [Question(server.port, "/healthz")],
         }
+        if python is not None:
+            asked[CLIP] = [
+                Question(rival.port, "/knn-service", question(one, K + 1), "application/json") for one in vectors
+            ]
         answered = one_client(asked, rounds)
         print("| one client, one worker | median ms | 99% ms |\n|---|---|---|")
         for name, times in answered.items():
@@ -292,6 +364,11 @@ def main() -> int:
             print(f"| {name} | {middle:.2f} | {high:.2f} |")
             wanted(f"{name}, median ms", middle, WANTED.get(name, (0, 0))[0])
             wanted(f"{name}, 99% ms", high, WANTED.get(name, (0, 0))[1])
+        if python is not None:
+            ratio = statistics.median(answered["neighbours by id"]) / statistics.median(answered[CLIP])
+            shared = overlap(asked["neighbours by id"], asked[CLIP])
+            print(f"\nour median over that of clip-retrieval: {ratio:.3f}; of our ten it finds {10 * shared:.1f}")
+            wanted("median over that of clip-retrieval", ratio, WANTED_CLIP)
         print(f"\nstart to ready: {server.ready_s:.1f} s")
         wanted("start to ready, s", server.ready_s, WANTED_READY_S)
     print(f"\n| {CONNECTIONS} connections | neighbours by id, a second | the bare route | ratio |\n|---|---|---|---|")
@@ -300,7 +377,7 @@ def main() -> int:
             ours(large, workers, out / f"ours{workers}.log") as server,
             bare(index, columns, workers, out / f"bare{workers}.log") as peer,
         ):
-            time.sleep(2 * (workers - 1))  # until the second worker answers too
+            time.sleep(LOADED_S)  # until the second worker answers too
             pairs = []
             for _ in range(ROUNDS):
                 pairs.append((saturation(server.port, near, seconds), saturation(peer.port, plain, seconds)))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,8 +24,6 @@ from redshelf.models.errors import BadInput, Conflict, NotFound, RedshelfError
 from redshelf.service.redshift import redshifts
 from redshelf.service.search import neighbours
 from redshelf.service.shelf import OpenShelf
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -278,19 +274,6 @@ def test_what_is_no_answer_of_redshelf_is_told(body: bytes) -> None:
 def test_the_search_of_the_command_line_uses_it(url: str, shelf: OpenShelf) -> None:
     asked = OverHttp(url)
     assert asked.neighbours(Question("s0010"), encoder=None, k=4) == neighbours(shelf, "s0010", k=4)
-
-
-@pytest.mark.slow
-def test_the_script_of_the_documentation_runs(url: str, tmp_path: Path) -> None:
-    from astropy.table import Table
-
-    environment = {"PYTHONPATH": str(ROOT / "tests" / "links"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    command = [sys.executable, str(ROOT / "docs" / "client.py"), url]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "small: 300 sources" in done.stdout and "generation 1" in done.stdout
-    table = Table.read(tmp_path / "redshifts.ecsv")
-    assert len(table) > 5 and table.meta["survey"] == "small" and "z_median" in table.colnames
 
 
 def test_a_long_list_is_a_job_that_is_waited_for(
