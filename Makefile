@@ -14,7 +14,7 @@ BIN := .venv/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: venv demo test check docs format bench torture clean
+.PHONY: venv demo test check docs format bench torture release screenshots clean
 
 venv: $(STAMP)
 
@@ -69,6 +69,22 @@ bench: venv
 # full counts of kills and fuzz cases, which `test` runs in small
 torture: venv
 	REDSHELF_TORTURE=1 $(BIN)/pytest -q -ra
+
+# what is published: wheel, source, what an installation is made of (CycloneDX), its licences; known faults of it, where
+# the network of PyPI's advisories is in reach
+release: venv
+	rm -rf dist .venv/release && $(PYTHON) -m venv .venv/release
+	.venv/release/bin/python -m pip install --quiet build cyclonedx-bom pip-licenses pip-audit
+	SOURCE_DATE_EPOCH=315532800 .venv/release/bin/python -m build --outdir dist .
+	.venv/release/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible -o dist/sbom.cdx.json
+	.venv/release/bin/pip-licenses --python $(BIN)/python --format csv --with-urls --output-file dist/licences.csv
+	-.venv/release/bin/pip-audit --requirement deploy/lock-$(EXTRA).txt --no-deps --disable-pip --output dist/audit.txt
+	(cd dist && sha256sum redshelf-*) >dist/SHA256SUMS
+
+# the pictures of docs/pages, of the demo's shelf
+screenshots: venv
+	$(BIN)/redshelf demo --dir $(DEMO_DIR) --no-serve
+	PYTHONPATH=tests/links $(BIN)/python docs/screenshots.py $(DEMO_DIR)/shelf
 
 clean:
 	rm -rf .venv build dist redshelf.egg-info .pytest_cache .mypy_cache .ruff_cache

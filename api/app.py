@@ -14,7 +14,6 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from redshelf.api.envelope import Envelope
 from redshelf.api.queries import PROBLEMS
 from redshelf.api.uploads import Uploads
 from redshelf.models.errors import Conflict
+from redshelf.models.revision import version
 from redshelf.service import keys
 from redshelf.service.jobs import Jobs
 from redshelf.service.serving import Serving, open_checked
@@ -50,13 +50,6 @@ from redshelf.service.settings import Settings, environment, load
 from redshelf.service.working import Working
 
 SILENT_S = 60  # after which a worker is taken for hung: on a busy file system the imports alone take seconds
-
-
-def _version() -> str:
-    try:
-        return version("redshelf")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0"
 
 
 def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) -> FastAPI:
@@ -113,7 +106,7 @@ def described() -> FastAPI:
 def _routed(guard: security.Guard, lifespan: Any = None) -> FastAPI:
     app = FastAPI(
         title="redshelf",
-        version=_version(),
+        version=version() or "0",
         description="Which galaxies look like this one, and how far away is it? Angles in degrees, fluxes in "
         "microjansky, magnitudes AB. Errors are RFC 9457 problems.",
         responses=PROBLEMS,

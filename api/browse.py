@@ -122,6 +122,12 @@ def _redshift(shelf: OpenShelf, vector: Any, encoder: str, missing: tuple[str, .
     return redshift.redshift_of_vector(shelf, vector, encoder=encoder, bands_missing=missing)
 
 
+@router.get("/upload")
+def upload_form(query: Annotated[NoQuery, Query()]) -> Response:
+    """Where the form is, for who comes back to the address of an answer that was not kept."""
+    return RedirectResponse("/#upload", status_code=303, headers=PAGE_HEADERS)
+
+
 @router.post("/upload", response_class=HTMLResponse)
 def uploaded(
     query: Annotated[NoQuery, Query()],

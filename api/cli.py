@@ -22,12 +22,10 @@ class _Version(argparse.Action):
     """Looks the version up only when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
-        from importlib.metadata import PackageNotFoundError, version
+        from redshelf.models.revision import revision, version
 
-        try:
-            print(f"redshelf {version('redshelf')}")
-        except PackageNotFoundError:
-            print("redshelf, not installed: run from a checkout")
+        git = revision()
+        print(f"redshelf {version() or '(not installed: a checkout)'}{f' (git {git[:12]}{git[40:]})' if git else ''}")
         parser.exit(0)
 
 

@@ -101,8 +101,9 @@ class Envelope:
     def _enter(self, scope: Scope, headers: Headers, answer: Answer) -> bool:
         """Whether the request has a place in flight, which it leaves again; `HTTPException` where it is turned away."""
         path, client = scope["path"], scope.get("client")
-        self.rates.count("address", limits.caller_of(client[0]) if client else None)
-        key = self.guard.admit(scope["method"], path, headers)
+        address = limits.caller_of(client[0]) if client else None
+        self.rates.count("address", address)
+        key = self.guard.admit(scope["method"], path, headers, local=address is None)
         if key is not None:
             scope["state"]["key"], scope["state"]["owner"] = key.name, key.sha256
             answer.private = True

@@ -1,7 +1,8 @@
 """Who may ask what: keys in headers, or in the cookie of the page, against the scope that an address needs.
 
-On loopback anybody may read, unless `require_key` says otherwise, and do the rest while no key has been made. Anywhere
-else everything needs a key, but for what says that the process lives and the form that takes a key.
+On loopback anybody may read, unless `require_key` says otherwise, and do the rest while no key has been made: the rest
+only from this machine itself, not through a proxy on it that says for whom it asks (`X-Forwarded-For`). Anywhere else
+everything needs a key, but for what says that the process lives and the form that takes a key.
 """
 
 from __future__ import annotations
@@ -72,11 +73,11 @@ class Guard:
         self.reading_is_free = settings.on_loopback and not settings.require_key
         self.cors_origins = settings.cors_origins
 
-    def free(self, scope: Scope) -> bool:
-        """Whether this scope needs no key."""
-        return self.reading_is_free and (scope == "read" or not self.keys.exist)
+    def free(self, scope: Scope, *, local: bool = True) -> bool:
+        """Whether this scope needs no key; `local`: asked from this machine."""
+        return self.reading_is_free and (scope == "read" or (local and not self.keys.exist))
 
-    def admit(self, method: str, path: str, headers: Headers) -> Key | None:
+    def admit(self, method: str, path: str, headers: Headers, *, local: bool) -> Key | None:
         """The key of a request that may be answered, None without one. `HTTPException` 401 or 403 where it may not."""
         if is_open(path):
             self._same_site(method, headers)
@@ -91,7 +92,7 @@ class Guard:
                 detail = f"key {key.name!r} has scope {key.scope}, and this needs {wanted}"
                 raise HTTPException(403, detail, {"www-authenticate": challenge})
             return key
-        if self.free(wanted):
+        if self.free(wanted, local=local):
             self._same_site(method, headers)
             return None
         cookie = key_in_cookie(headers) if wanted == "read" else None  # the page reads, and no more

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from redshelf.indexing.files import read_json, write_bytes
-from redshelf.indexing.layout import SCHEMA_VERSION, Layout
+from redshelf.indexing.layout import SCHEMA_VERSION, Layout, other_schema
 from redshelf.indexing.store import data_files, version_file
 from redshelf.models.errors import BadInput, NotFound
 
@@ -121,7 +121,7 @@ def read(layout: Layout, number: int | None = None) -> Generation:
     document = read_json(path)
     found = document.get("schema_version") if isinstance(document, dict) else None
     if found != SCHEMA_VERSION:
-        raise BadInput(f"generation {number}: schema version {found}, this redshelf reads version {SCHEMA_VERSION}")
+        raise BadInput(f"generation {number}: {other_schema(found)}")
     # a generation of an earlier redshelf has no sha256; one whose key was damaged has a key too many
     if document.pop("sha256", None) is not None and path.read_bytes() != _signed(document):
         raise BadInput(f"{path} is not as it was published (its sha256 differs): the file is damaged")

@@ -15,7 +15,14 @@ from redshelf.indexing.files import read_json, write_bytes
 from redshelf.models.bands import Band
 from redshelf.models.errors import BadInput, Conflict, NotFound, nearest
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 3  # tests/data keeps a shelf of each that has to be read
+
+
+def other_schema(found: object) -> str:
+    """What to do about a shelf or a generation of another schema version."""
+    newer = isinstance(found, int) and found > SCHEMA_VERSION
+    what = "a newer one made it, upgrade redshelf" if newer else "ingest the survey again, into a new shelf"
+    return f"schema version {found}, this redshelf reads version {SCHEMA_VERSION}: {what}"
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ class Layout:
             document = tomllib.loads(self.info_file.read_text(encoding="utf-8"))
             found = document["schema_version"]
             if found != SCHEMA_VERSION:
-                raise BadInput(f"{self.root}: schema version {found}, this redshelf reads version {SCHEMA_VERSION}")
+                raise BadInput(f"{self.root}: {other_schema(found)}")
             bands = tuple(Band(**band) for band in document.pop("bands"))
             return ShelfInfo(bands=bands, **document)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import tempfile
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from importlib import metadata as packages
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +18,12 @@ from torch import Tensor, nn
 
 from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput, Conflict
+from redshelf.models.revision import revision, version
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-HERE = Path(__file__).resolve().parent
 FORMAT = "redshelf-training-2"
 LENGTHS = {"steps": "step", "max_seconds": "seconds"}  # of the plan, against which part of the state they count
 PICKLES = (b"PK\x03\x04", b"\x80")  # how files of torch.save and pickle.dump begin
@@ -178,23 +175,6 @@ def keep_bad_batch(checkpoint: Path | None, batch: Batch, indices: npt.NDArray[n
     return f"the batch is kept in {path}"
 
 
-@cache
-def made_by(folder: Path = HERE) -> dict[str, str | None]:
-    """Versions of redshelf and torch, and the git revision of `folder`, if any (`-dirty` where it was changed)."""
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    try:
-        version = packages.version("redshelf")
-    except packages.PackageNotFoundError:
-        version = None
-    # an installed copy may lie inside somebody else's repository
-    tracked = git("ls-files", "--error-unmatch", ".") is not None
-    revision = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") if tracked else None
-    return {"redshelf": version, "git": revision, "torch": str(torch.__version__)}
+def made_by() -> dict[str, str | None]:
+    """Versions of redshelf and torch, and the git revision, if any."""
+    return {"redshelf": version(), "git": revision(), "torch": str(torch.__version__)}

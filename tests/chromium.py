@@ -86,6 +86,16 @@ class Page:
         self.tell("Page.navigate", url=url)
         self.wait("!window.__left && document.readyState === 'complete'")
 
+    def choose(self, selector: str, path: Path) -> None:
+        """Choose a file of this machine in an input, as by its dialogue."""
+        found = self.tell("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        self.tell("DOM.setFileInputFiles", files=[str(path)], objectId=found["result"]["objectId"])
+
+    def leave(self, expression: str) -> None:
+        """Do what leads to another page, and wait until all of that is there."""
+        self.js(f"window.__left = true; {expression}; 0")
+        self.wait("!window.__left && document.readyState === 'complete'")
+
     def press(self, key: str) -> None:
         """Press one key."""
         code: dict[str, Any] = {"windowsVirtualKeyCode": CODES[key]} if key in CODES else {"text": key}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64decode
 from collections.abc import Iterator
+from importlib.resources import files
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from chromium import CHROMIUM, Page, browser
+from fastapi.testclient import TestClient
 
 pytestmark = [
     pytest.mark.browser,
@@ -15,30 +19,6 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed"),
 ]
 ROUTES = ("/", "/source/s0010", "/similar?like=s0010&against=photometry&encoder=vit&k=12&z_max=9", "/status", "/study")
-# pairs of colours that are too near for WCAG AA: text against the first background behind it that is not transparent
-CONTRAST = """(() => {
-  const light = (rgb) => rgb.map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
-  const behind = (one) => {
-    for (; one; one = one.parentElement) {
-      const colour = numbers(getComputedStyle(one).backgroundColor);
-      if (colour.length < 4 || colour[3] > 0) return colour.slice(0, 3);
-    }
-    return [255, 255, 255];
-  };
-  const bad = [];
-  for (const one of document.querySelectorAll("body *")) {
-    const words = [...one.childNodes].filter((n) => n.nodeType === 3 && n.textContent.trim());
-    if (!words.length || one.closest("svg") || !one.offsetParent || one.closest("option, .hidden, .skip")) continue;
-    const style = getComputedStyle(one), front = numbers(style.color).slice(0, 3);
-    const [high, low] = [light(front), light(behind(one))].sort((a, b) => b - a);
-    const large = parseFloat(style.fontSize) >= 24;
-    if ((high + 0.05) / (low + 0.05) >= (large ? 3 : 4.5)) continue;
-    bad.push(`${one.tagName}.${one.className}: ${words[0].textContent.trim()}`);
-  }
-  return [...new Set(bad)];
-})()"""
 
 
 @pytest.fixture(scope="module")
@@ -85,15 +65,33 @@ def test_every_page_asks_its_own_server_alone_and_little_of_it(page: Page, url: 
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_text_stands_out_from_its_background_in_both_themes(page: Page, url: str, dark: bool) -> None:
-    page.look(dark=dark)
-    for route in (*ROUTES, "/?q=nope"):
+def test_axe_finds_nothing_serious_on_any_page_in_both_themes(page: Page, url: str, dark: bool) -> None:
+    axe = (files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
+    faults = []
+    for route in (*ROUTES, "/upload", "/?q=nope", "/source/nobody"):
+        page.look(dark=dark, width=1280 if dark else 390)
         page.open(url + route)
-        lightness = page.js(
-            "getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).reduce((a, b) => +a + +b, 0)"
-        )
-        assert (lightness < 380) == dark
-        assert page.js(CONTRAST) == [], route
+        background = "getComputedStyle(document.body).backgroundColor"
+        assert (page.js(f"{background}.match(/[0-9]+/g).reduce((a, b) => +a + +b, 0)") < 380) == dark
+        page.js(f"{axe};0")
+        found = page.js("axe.run(document, {resultTypes: ['violations']}).then((r) => JSON.stringify(r.violations))")
+        for one in json.loads(found):
+            if one["impact"] in ("serious", "critical"):
+                faults += [(route, one["id"], node["html"][:200]) for node in one["nodes"][:3]]
+    assert not faults
+
+
+def test_a_cutout_is_chosen_sent_and_answered(page: Page, url: str, client: TestClient, tmp_path: Path) -> None:
+    file = tmp_path / "mine <b>.fits"
+    file.write_bytes(client.get("/v1/sources/s0010/cutout?format=fits").content)
+    page.open(url)
+    page.choose("#upload input[type=file]", file)
+    page.leave("document.getElementById('upload').submit()")
+    assert page.js("document.querySelectorAll('.card').length") >= 10
+    assert page.js("document.body.innerText.includes('mine <b>.fits')"), "its name is text"
+    assert page.js("document.querySelector('.card').innerText.includes('s0010')"), "nearest is what was sent"
+    page.leave("location.href = '/upload'")  # nothing was kept: back to the form
+    assert page.js("location.pathname + location.hash") == "/#upload"
 
 
 def test_no_page_is_wider_than_a_phone(page: Page, url: str) -> None:

@@ -140,6 +140,15 @@ def test_loopback_is_known(host: str, inside: bool) -> None:
     assert Settings(host=host).on_loopback is inside
 
 
+def test_who_comes_through_a_proxy_on_this_machine_reads_and_no_more(bare_shelf: Path, tmp_path: Path) -> None:
+    app = create_app(load(environ={}, shelf=bare_shelf, state_dir=tmp_path, refresh_seconds=0.01))
+    away = TestClient(app, client=(AWAY, 5000))  # as uvicorn has it from X-Forwarded-For
+    assert away.get("/v1/shelf").status_code == 200
+    for path in ("/admin/generation", "/v1/jobs"):
+        assert away.post(path).status_code == 401
+    assert TestClient(app, client=("127.0.0.1", 5000)).post("/admin/generation").status_code == 200
+
+
 def test_on_loopback_reading_is_free_and_the_rest_is_until_there_is_a_key(bare_shelf: Path, tmp_path: Path) -> None:
     client = client_of(bare_shelf, tmp_path)
     assert client.get("/v1/shelf").status_code == client.post("/admin/generation").status_code == 200

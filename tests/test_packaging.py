@@ -1,13 +1,20 @@
 """Folders, package list, links and package data say the same thing."""
 
+import importlib.util
 import os
+import re
 import subprocess
 import sys
+import sysconfig
 import time
 import tomllib
+from importlib.metadata import Distribution
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 LAYERS = ("api", "indexing", "models", "service")
@@ -65,3 +72,29 @@ def test_help_answers_within_a_third_of_a_second() -> None:
         return time.perf_counter() - start
 
     assert min(seconds() for _ in range(5)) < 0.3
+
+
+def test_nothing_that_redshelf_asks_for_has_a_licence_that_would_bind_it_or_who_sells() -> None:
+    spec = importlib.util.spec_from_file_location("link", ROOT / ".ci" / "link.py")
+    assert spec is not None and spec.loader is not None
+    link = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(link)
+    here = link.by_name(sysconfig.get_paths()["purelib"])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [name for name in ("cpu", "sim", "ray", "map") if name in project["optional-dependencies"]]
+    asked = [*project["dependencies"], *(one for name in extras for one in project["optional-dependencies"][name])]
+    names = {name for one in asked for name in _lent(link, Requirement(one), here)}
+    assert {"torch", "lancedb", "starlette"} <= names
+    for name in sorted(names):
+        told = here[name].metadata
+        classified = [one for one in told.get_all("Classifier") or [] if one.startswith("License")]
+        licence = " ".join([told.get("License-Expression") or (told.get("License") or "")[:200], *classified])
+        assert not re.search(r"\bA?GPL|(?<!Lesser )General Public|non.?commercial|\bNC\b", licence, re.I), (
+            name,
+            licence,
+        )
+
+
+def _lent(link: ModuleType, one: Requirement, here: dict[str, Distribution]) -> set[str]:
+    """The packages behind one requirement; none where an extra is not installed here."""
+    return set(link.required(one, {}, here)) if canonicalize_name(one.name) in here else set()

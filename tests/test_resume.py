@@ -25,6 +25,7 @@ from small_training import Mean, Noisy, fit
 
 from redshelf.models.errors import BadInput, Conflict, Interrupted
 from redshelf.models.resume import made_by
+from redshelf.models.revision import revision
 from redshelf.models.signals import stop_signals
 
 
@@ -244,15 +245,17 @@ def test_the_revision_is_that_of_the_code_and_says_where_it_was_changed(tmp_path
     git("add", "ours")
     git("commit", "--quiet", "-m", "one")
     head = git("rev-parse", "HEAD")
-    assert made_by(tmp_path / "ours")["git"] == head and made_by(tmp_path / "installed")["git"] is None
+    assert revision(tmp_path / "ours") == head and revision(tmp_path / "installed") is None
     (tmp_path / "ours" / "code.py").write_text("2")
-    made_by.cache_clear()
-    assert made_by(tmp_path / "ours")["git"] == f"{head}-dirty"
+    revision.cache_clear()
+    assert revision(tmp_path / "ours") == f"{head}-dirty"
+    (tmp_path / "installed" / "revision.txt").write_text(f"{head}\n")  # as a wheel has it
+    assert revision.__wrapped__(tmp_path / "installed") == head
 
 
 def test_the_code_has_no_revision_where_git_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    assert made_by.__wrapped__()["git"] is None
+    assert revision.__wrapped__() is None
 
 
 def test_signals_do_inside_what_they_did_not_before_and_not_after() -> None:
