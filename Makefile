@@ -21,7 +21,7 @@ venv: $(STAMP)
 # --clear: faiss-cpu and faiss-gpu never share an environment; --no-compile: Python does it for what is imported
 $(STAMP): pyproject.toml deploy/lock-$(EXTRA).txt
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --no-compile -c deploy/lock-$(EXTRA).txt -e ".[$(EXTRA),sim,ray,dev,docs]"
+	$(BIN)/python -m pip install --quiet --no-compile -c deploy/lock-$(EXTRA).txt -e ".[$(EXTRA),sim,ray,otel,dev,docs]"
 	touch $@
 
 demo: venv

@@ -1,6 +1,7 @@
 """The HTTP service: one FastAPI app over the newest generation. `serve(settings)` runs it, `create_app` makes it.
 
-The shelf is opened before the first request, so that a damaged one never serves; torch waits for the first upload.
+The shelf is opened before the first request, so that a damaged one never serves; what questions load is loaded in the
+background from then on (`warming`), but for torch, which waits for the first upload.
 Several workers are processes of uvicorn's own, which share a port and, by the page cache, the shelf's mapped files.
 """
 
@@ -37,9 +38,11 @@ from redshelf.api import (
     redshifts,
     security,
     sources,
+    warming,
 )
 from redshelf.api.envelope import Envelope
 from redshelf.api.queries import PROBLEMS
+from redshelf.api.tracing import Tracing
 from redshelf.api.uploads import Uploads
 from redshelf.models.errors import Conflict
 from redshelf.models.revision import version
@@ -47,6 +50,7 @@ from redshelf.service import keys
 from redshelf.service.jobs import Jobs
 from redshelf.service.serving import Serving, open_checked
 from redshelf.service.settings import Settings, environment, load
+from redshelf.service.shelf import OpenShelf
 from redshelf.service.working import Working
 
 SILENT_S = 60  # after which a worker is taken for hung: on a busy file system the imports alone take seconds
@@ -60,8 +64,13 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
     """
     metrics, guard = observability.Metrics(), security.Guard(settings)
     how: dict[str, Any] = {"refresh_seconds": settings.refresh_seconds, "fall_back": fall_back}
-    serving = Serving(settings.shelf, **how, looked=metrics.looked)
+
+    def prepare(shelf: OpenShelf) -> None:
+        warming.warm(shelf, settings, stopping=lambda: serving.stopping)
+
+    serving = Serving(settings.shelf, **how, looked=metrics.looked, prepare=prepare)
     uploads = Uploads(settings, metrics)
+    tracing = Tracing(settings, version=version() or "0") if settings.otlp_endpoint else None
     working = Working(
         Jobs(settings.state_dir, settings.shelf),
         lambda: serving.current,
@@ -81,14 +90,19 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
             working.stop()
             serving.stop()
             uploads.close()
+            if tracing is not None:
+                tracing.stop()
 
     app = _routed(guard, lifespan)
     app.state.settings = settings
     app.state.serving, app.state.uploads, app.state.working = serving, uploads, working
     app.state.metrics, app.state.guard = metrics, guard
-    app.add_middleware(Envelope, settings=settings, guard=guard, metrics=metrics, log=log)
+    app.add_middleware(Envelope, settings=settings, guard=guard, metrics=metrics, log=log, tracing=tracing)
     if settings.cors_origins:
-        methods, headers = ["GET", "POST", "DELETE"], ["Authorization", "X-API-Key", "Content-Type", "X-Request-Id"]
+        methods, headers = (
+            ["GET", "HEAD", "POST", "DELETE"],
+            ["Authorization", "X-API-Key", "Content-Type", "X-Request-Id"],
+        )
         told: dict[str, Any] = {
             "allow_methods": methods,
             "allow_headers": headers,

@@ -61,6 +61,12 @@ def _examples(shelf: OpenShelf) -> list[str]:
     return [shelf.source_id(row) for row in spread]
 
 
+def example(shelf: OpenShelf) -> str | None:
+    """The source whose position stands beside the search box; None where there is none at all."""
+    examples = _examples(shelf)
+    return examples[len(examples) // 2] if examples else None
+
+
 def _place(shelf: OpenShelf, source_id: str) -> tuple[str, str, str]:
     """The position of a source as a person may type it: in degrees, in hours and degrees, and as an IAU name."""
     row = shelf.row(source_id)
@@ -96,7 +102,7 @@ def home(query: Annotated[HomeQuery, Query()], shelf: Shelf, settings: InForce) 
         shelf=sources.describe(shelf, settings),
         examples=cards.of_ids(shelf, examples),
         look=cards.Look(),
-        place=_place(shelf, examples[len(examples) // 2]) if examples else None,
+        place=_place(shelf, named) if (named := example(shelf)) else None,
         uploads=_takes_cutouts(shelf),
     )
 

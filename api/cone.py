@@ -93,7 +93,7 @@ def scs(request: Request, shelf: Served) -> Response:
     try:
         return _search(request, shelf)
     except RedshelfError as error:
-        return dali.failed(error)
+        return dali.failed("/scs", error)
 
 
 def _capability(

@@ -1,13 +1,15 @@
 """What the services of the Virtual Observatory have in common (DALI 1.1): parameters, formats, errors.
 
 Names of parameters are read in any case, one that is given twice where one is expected is an error, and those that are
-unknown are ignored, unlike everywhere else.
+unknown are ignored, unlike everywhere else. So are errors: in plain text by the words of SODA, and in a VOTable where
+the answer would have been one, whoever refuses the request.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,9 +116,41 @@ def response_format(parameters: Parameters) -> ResponseFormat:
     return found
 
 
-def failed(error: Exception) -> Response:
-    """What was wrong, as a VOTable, and with HTTP 200: clients such as stilts hide the reason of any other status."""
-    return Response(votable.error(str(error)), media_type=TEXT_XML)
+SODA = "/soda/sync"  # errors in plain text, each with one of the words of SODA 1.0
+VOTABLES = frozenset({"/scs", "/datalink"})  # errors in a VOTable; those of links with one of the words of DataLink 1.1
+SODA_WORDS = {401: "AuthenticationError", 403: "AuthorizationError", 500: "Error"}
+LINK_WORDS = {401: "DefaultFault", 403: "DefaultFault", 404: "NotFoundFault", 500: "FatalFault"}
+PASSING = frozenset({408, 429, 503})  # what may go well the next time
+PLAIN = "text/plain"
+
+
+def failed(path: str, error: Exception) -> Response:
+    """What was wrong with the parameters, as a VOTable, and with HTTP 200: clients such as stilts hide the reason of
+    any other status."""
+    return Response(votable.error(_worded(path, 400, str(error))), media_type=TEXT_XML)
+
+
+def media_of_errors(path: str) -> str | None:
+    """The media type of errors at an address of the Virtual Observatory; None of any other."""
+    return PLAIN if path == SODA else TEXT_XML if path in VOTABLES else None
+
+
+def refused(path: str, status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """An error at one of these addresses with the `status` that it has in HTTP: no key, too much asked, a fault."""
+    told = _worded(path, status, detail)
+    content = f"{told}\n".encode() if path == SODA else votable.error(told)
+    return Response(content, status, headers=headers, media_type=media_of_errors(path))
+
+
+def _worded(path: str, status: int, detail: str) -> str:
+    """`detail` behind the word that the protocol of the address has for it; Simple Cone Search has none."""
+    if path == SODA:
+        word = "ServiceUnavailable" if status in PASSING else SODA_WORDS.get(status, "UsageError")
+    elif path == "/datalink":
+        word = "TransientFault" if status in PASSING else LINK_WORDS.get(status, "UsageFault")
+    else:
+        return detail
+    return f"{word}: {detail}"
 
 
 def documented(**parameters: str) -> dict[str, Any]:

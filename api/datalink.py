@@ -122,7 +122,7 @@ def datalink(request: Request, shelf: Served) -> Response:
         source_ids = given.all("ID")
         links = [link for one in source_ids[:MAX_IDS] for link in _links(request, shelf, one)]
     except RedshelfError as error:
-        return dali.failed(error)
+        return dali.failed("/datalink", error)
     content = votable.answered(_table(links), overflow=len(source_ids) > MAX_IDS)
     if shelf.info.has_images:
         content += _soda(request, shelf, source_ids)
@@ -187,8 +187,8 @@ def _cut(request: Request, shelf: OpenShelf) -> Response:
 SODA = {
     200: {"content": {"application/fits": {}}, "description": "The part of the cutout, a band an HDU"},
     204: {"description": "The cutout has no such part"},
-    400: {"content": {"text/plain": {}}, "description": "What is wrong with the parameters, as SODA writes it"},
-    404: {"content": {"text/plain": {}}, "description": "What was named does not exist"},
+    400: {"content": {dali.PLAIN: {}}, "description": "What is wrong with the parameters, as SODA writes it"},
+    404: {"content": {dali.PLAIN: {}}, "description": "What was named does not exist"},
 }
 
 
@@ -209,8 +209,6 @@ def soda(request: Request, shelf: Served) -> Response:
     try:
         return _cut(request, shelf)
     except dali.Repeated as error:
-        return Response(f"MultiValuedParamNotSupported: {error}\n", 400, media_type="text/plain")
-    except NotFound as error:
-        return Response(f"NotFound: {error}\n", 404, media_type="text/plain")
+        return Response(f"MultiValuedParamNotSupported: {error}\n", 400, media_type=dali.PLAIN)
     except RedshelfError as error:
-        return Response(f"UsageError: {error}\n", 400, media_type="text/plain")
+        return dali.refused(dali.SODA, 404 if isinstance(error, NotFound) else 400, str(error))

@@ -3,6 +3,8 @@
 A request that is turned away is so before anything else is done for it. One whose deadline has passed is answered then,
 and keeps its place among those in flight until its work has ended, which cannot be stopped: there is never more of it
 than places.
+
+HEAD is answered as GET is, by the same route, and nothing is sent after the headers.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from redshelf.api import limits, observability, security
+from redshelf.api import limits, observability, security, tracing
 from redshelf.api.limits import Rates, Turnstile
 from redshelf.api.observability import Metrics, Told
 from redshelf.api.problems import problem
 from redshelf.api.security import Guard
-from redshelf.service import stages
+from redshelf.api.tracing import Trace, Tracing
 from redshelf.service.settings import Settings
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -33,11 +35,17 @@ Pair = tuple[bytes, bytes]
 NO_DEADLINE = frozenset({"/admin/generation"})  # a large index takes minutes to read
 
 
-class Answer:
-    """What goes out: marked with our headers, its status remembered. Once `replaced`, what the app sends is dropped."""
+def as_get(scope: Scope) -> Scope:
+    """The GET that has the headers which a HEAD asks for. A file need not be read for them: its name is enough."""
+    return {**scope, "method": "GET", "extensions": {**(scope.get("extensions") or {}), "http.response.pathsend": {}}}
 
-    def __init__(self, send: Send, headers: list[Pair]) -> None:
-        self._send, self._headers = send, headers
+
+class Answer:
+    """What goes out: marked with our headers, its status remembered. Once `replaced`, what the app sends is dropped;
+    to a HEAD (`bare`) every body is."""
+
+    def __init__(self, send: Send, headers: list[Pair], *, bare: bool = False) -> None:
+        self._send, self._headers, self._bare = send, headers, bare
         self.status, self.private, self.replaced = 0, False, False
 
     async def send(self, message: Message) -> None:
@@ -57,14 +65,27 @@ class Answer:
                 told = outgoing.get("cache-control", "")
                 if "private" not in told and "no-store" not in told:
                     outgoing["cache-control"] = f"private, {told}" if told else "private"
+        elif self._bare:
+            if message.get("more_body", False):
+                return
+            message = {"type": "http.response.body"}
         await self._send(message)
 
 
 class Envelope:
-    """The one middleware; `log` is told a line a request, unless it is None."""
+    """The one middleware; `log` is told a line a request and `tracing` makes a trace of it, unless they are None."""
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, guard: Guard, metrics: Metrics, log: Any = None) -> None:
-        self.app, self.guard, self.metrics, self.log = app, guard, metrics, log
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: Settings,
+        guard: Guard,
+        metrics: Metrics,
+        log: Any = None,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self.app, self.guard, self.metrics, self.log, self.tracing = app, guard, metrics, log, tracing
         self.rates, self.turnstile = Rates(settings), Turnstile(settings)
         self.deadline_seconds = settings.deadline_seconds
         self.max_body_bytes = settings.max_upload_bytes + BODY_MARGIN_BYTES
@@ -79,10 +100,15 @@ class Envelope:
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
-        answer = Answer(send, [(b"x-request-id", request_id.encode()), *self.headers])
+        method = scope["method"]
+        answer = Answer(send, [(b"x-request-id", request_id.encode()), *self.headers], bare=method == "HEAD")
+        if method == "HEAD":
+            scope = as_get(scope)
         away, entered = None, False
         self.metrics.in_flight.inc()
-        stages.listen(self.metrics.stage)
+        trace = None if self.tracing is None else self.tracing.begin(scope["path"], headers)
+        tracing.listen(self.metrics, trace)
+        state["trace"] = trace
         try:
             try:
                 entered = self._enter(scope, headers, answer)
@@ -96,7 +122,8 @@ class Envelope:
             if entered:
                 self.turnstile.leave()
             self.metrics.in_flight.dec()
-            self._tell(scope, answer.status or 500, time.perf_counter() - began, away)
+            told = self._told(scope, method, answer.status or 500, time.perf_counter() - began, away)
+            self._tell(told, trace)
 
     def _enter(self, scope: Scope, headers: Headers, answer: Answer) -> bool:
         """Whether the request has a place in flight, which it leaves again; `HTTPException` where it is turned away."""
@@ -157,12 +184,12 @@ class Envelope:
             refused = problem(Request(scope), 503, detail, {"retry-after": str(limits.BUSY_RETRY_S)})
         await refused(scope, receive, answer.replace)
 
-    def _tell(self, scope: Scope, status: int, seconds: float, away: str | None) -> None:
+    def _told(self, scope: Scope, method: str, status: int, seconds: float, away: str | None) -> Told:
         state, matched = scope["state"], scope.get("route")
         route = getattr(matched, "path", "/static" if scope.get("root_path") == "/static" else observability.UNMATCHED)
-        told = Told(
+        return Told(
             request_id=state["request_id"],
-            method=scope["method"],
+            method=method,
             route=route,
             status=status,
             seconds=seconds,
@@ -170,7 +197,11 @@ class Envelope:
             generation=state.get("generation"),
             turned_away="size" if status == 413 else away or state.get("turned_away"),
         )
+
+    def _tell(self, told: Told, trace: Trace | None) -> None:
         self.metrics.count(told)
+        if trace is not None:
+            trace.end(told)
         if self.log is not None:
             observability.line(self.log, told)
 

@@ -1,6 +1,7 @@
 """How a page is made: templates, headers, and errors in words beside the search box. Everything is escaped by Jinja2.
 
-Pages work without JavaScript. The one script is ours: keys, copying, dropping a file; it draws and asks for nothing.
+Pages work without JavaScript. The one script is ours: keys, copying, dropping a file; it draws nothing, and asks nobody
+but the SAMP hub of the reader's machine, where a table is to be sent.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from redshelf.service.stages import timed
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+HUB = "http://localhost:21012"  # where the Web Profile of SAMP has its hub
 POLICY = (
     "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'"
+    f"connect-src {HUB}; base-uri 'none'; frame-ancestors 'none'"
 )
 PAGE_HEADERS = {"content-security-policy": POLICY, "referrer-policy": "no-referrer"}
 PAGES = frozenset({"/", "/key", "/random", "/upload", "/similar", "/status", "/study"})

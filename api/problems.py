@@ -1,6 +1,7 @@
 """Errors over HTTP: every exception becomes one RFC 9457 answer here, and nowhere else.
 
-Page addresses get the same words as a page, with the search box; everything else gets `application/problem+json`.
+Page addresses get the same words as a page, with the search box, those of the Virtual Observatory as `dali` has them;
+everything else gets `application/problem+json`.
 """
 
 from __future__ import annotations
@@ -14,21 +15,25 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
 
-from redshelf.api import pages, security
+from redshelf.api import dali, pages, security
 from redshelf.api.limits import BUSY_RETRY_S
 from redshelf.models.errors import BadInput, Busy, Conflict, NotFound, RedshelfError, nearest
 from redshelf.service.answers import Problem
 
 PROBLEM = "application/problem+json"
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 STATUS: dict[type[RedshelfError], int] = {NotFound: 404, BadInput: 422, Conflict: 409, Busy: 503}
 log = logging.getLogger("redshelf")
 
 
 def problem(request: Request, status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    """`detail` as problem+json, or as a page where the address is one of the page's."""
+    """`detail` as problem+json, or as a page, plain text or a VOTable where the address answers with that."""
     if pages.is_page(request.url.path):
         return pages.failed(request, status, detail, headers)
+    if dali.media_of_errors(request.url.path) is not None:
+        return dali.refused(request.url.path, status, detail, headers)
     title = HTTPStatus(status).phrase
     request_id = getattr(request.state, "request_id", "")
     document = Problem(title=title, status=status, detail=detail, request_id=request_id).model_dump()
@@ -77,17 +82,30 @@ def _sentence(request: Request, fault: Mapping[str, Any]) -> str:
     return f"{name}={shown if len(shown) <= 80 else shown[:77] + '...'}: {message}"
 
 
+def allowed(request: Request) -> str:
+    """The methods of the request's address, over all of its routes, as `Allow` names them."""
+    scope = {**request.scope, "root_path": request.scope.get("app_root_path", request.scope.get("root_path", ""))}
+    found: list[str] = []
+    for method in METHODS:
+        routes = [one for one in request.app.routes if one.matches({**scope, "method": method})[0] is Match.FULL]
+        if any(method == "GET" or not isinstance(one, Mount) for one in routes):
+            found += ["GET", "HEAD"] if method == "GET" else [method]  # see `envelope.as_get`
+    return ", ".join(found)
+
+
 def describe(app: FastAPI) -> None:
     """Say in the app's OpenAPI document that problems come as what they are, which FastAPI takes for plain JSON."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = plain()
-        operations = [operation for path in document["paths"].values() for operation in path.values()]
-        for answer in (answer for operation in operations for answer in operation["responses"].values()):
-            content = answer.get("content", {})
-            if content.get("application/json", {}).get("schema") == {"$ref": "#/components/schemas/Problem"}:
-                content[PROBLEM] = content.pop("application/json")
+        for path, operations in document["paths"].items():
+            own = dali.media_of_errors(path)
+            for answer in (answer for operation in operations.values() for answer in operation["responses"].values()):
+                content = answer.get("content", {})
+                if content.get("application/json", {}).get("schema") == {"$ref": "#/components/schemas/Problem"}:
+                    told = content.pop("application/json")
+                    content[own or PROBLEM] = {} if own else told
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -110,7 +128,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        return problem(request, error.status_code, str(error.detail), error.headers)
+        headers = {"allow": allowed(request)} if error.status_code == 405 else error.headers
+        return problem(request, error.status_code, str(error.detail), headers)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:

@@ -184,6 +184,9 @@ def drawn(shelf: OpenShelf, query: LookQuery, settings: Settings, k: int) -> dic
         "k": k,
         "encoders": sorted(shelf.encoders),
         "unfolded": query.unfolded,
+        "generation": shelf.generation.number,
+        # to a program that asks this server itself, and has none of the browser's keys
+        "sends": settings.on_loopback and not settings.require_key,
     }
 
 

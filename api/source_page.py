@@ -73,7 +73,6 @@ def source(
         elsewhere=elsewhere.links(facts.ra_deg, facts.dec_deg),
         curl=elsewhere.curl(base, source_id, asked),
         python=elsewhere.python(base, source_id, asked),
-        generation=shelf.generation.number,
         columns=similar.columns(shelf, [found], [source_id], unfolded=query.unfolded) if found else [],
         asked=asked,
         ask=ask,

@@ -6,6 +6,7 @@ Both routes that take one wait here, and give up when their client leaves. Proce
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import Future
 from functools import partial
 from typing import Annotated, Any, TypeVar
@@ -83,8 +84,12 @@ class Uploads:
         """The vector of an upload, (dim,), and the bands that it lacks; `Busy` where too many are waiting."""
         cutout = await run_in_threadpool(self.decode, await form.file.read(), shelf, form)
         until: float = request.state.until
+        began, trace = time.perf_counter(), getattr(request.state, "trace", None)
         future = self._batcher.submit(_Space(shelf, encoder), cutout, until=until)
-        return await _unless_left(request, future), cutout.bands_missing
+        vector = await _unless_left(request, future)
+        if trace is not None:  # with the wait for others: the metrics are told of the batch by the thread that does it
+            trace.stage("encode", time.perf_counter() - began)
+        return vector, cutout.bands_missing
 
 
 async def _uploads(request: Request) -> Uploads:

@@ -86,7 +86,8 @@ class Serving:
     """The open generation of a shelf, the same for all threads; between `start` and `stop` it looks for newer ones.
 
     Made with the newest generation, whose faults are raised; `fall_back`: with the newest that has none. `looked` is
-    called when one is open, and after each look for a newer one.
+    called when one is open, and after each look for a newer one. `prepare` is called with a generation that is to be
+    served, before it takes the place of another; with the first one in the thread that looks, while it is served.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Serving:
         refresh_seconds: float,
         fall_back: bool = False,
         looked: Callable[[Serving], object] = lambda serving: None,
+        prepare: Callable[[OpenShelf], object] = lambda shelf: None,
     ) -> None:
         self.layout, self.refresh_seconds = Layout(root), refresh_seconds
         self._refused: dict[int, Refusal] = {}
@@ -104,7 +106,7 @@ class Serving:
         self._unseen = ""  # why the shelf could not be looked at, as it was last logged
         opened = self._newest_after(0) if fall_back else None
         self._current = opened or open_checked(root)
-        self._looked = looked
+        self._looked, self._prepare = looked, prepare
         looked(self)
 
     @property
@@ -145,6 +147,7 @@ class Serving:
         with self._looking:
             opened = self._newest_after(self.current.generation.number)
             if opened is not None:
+                self._prepare(opened)
                 self._current = opened
                 self._refused = {n: one for n, one in self._refused.items() if n > opened.generation.number}
                 log.info("generation %d is served", opened.generation.number)
@@ -152,6 +155,7 @@ class Serving:
             return opened is not None
 
     def _look(self) -> None:
+        self._prepare(self.current)
         while not self._stop.wait(self.refresh_seconds):
             try:
                 self.refresh()
@@ -160,6 +164,11 @@ class Serving:
                 if str(error) != self._unseen:
                     log.exception("cannot look for a newer generation; the search goes on")
                 self._unseen = str(error)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing more is to be prepared."""
+        return self._stop.is_set()
 
     def start(self) -> None:
         """Look for newer generations every `refresh_seconds`, in a thread."""

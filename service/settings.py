@@ -18,6 +18,7 @@ from redshelf.models.errors import BadInput, nearest
 PREFIX = "REDSHELF_"
 # where the settings are; where tests find the real files; how often they repeat themselves; the key of `search --url`
 NOT_SETTINGS = {"REDSHELF_SETTINGS", "REDSHELF_DATA", "REDSHELF_TORTURE", "REDSHELF_KEY"}
+ENDPOINT = r"^(https?://[A-Za-z0-9.\[\]:-]+(/[A-Za-z0-9._~/-]*)?)?$"  # as OpenTelemetry has it: without /v1/traces
 RATE = r"^([1-9]\d{0,6}/(second|minute|hour|day))?$"  # "" for none
 
 
@@ -72,6 +73,7 @@ class Settings(BaseModel):
     state_dir: Path = Field(default_factory=_state_dir)  # keys, jobs; never in the shelf, which may be read-only
     study_dir: Annotated[Path | None, BeforeValidator(_none_if_empty)] = None  # `-o` of the study that /study shows
     log_format: Literal["auto", "json", "text"] = "auto"  # auto: text on a terminal
+    otlp_endpoint: str = Field(default="", pattern=ENDPOINT)  # the collector that traces go to; "" for none
     threads: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1)  # of torch and FAISS, in a worker
 
     @model_validator(mode="after")

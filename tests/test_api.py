@@ -316,7 +316,7 @@ def test_a_body_over_the_limit_is_413(client: TestClient, chunked: bool) -> None
 
 def test_a_wrong_method_is_a_problem_that_names_the_right_one(client: TestClient) -> None:
     response = client.delete("/v1/shelf")
-    assert (response.status_code, response.headers["allow"]) == (405, "GET")
+    assert (response.status_code, response.headers["allow"]) == (405, "GET, HEAD")
     assert response.json()["title"] == "Method Not Allowed"
 
 

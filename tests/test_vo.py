@@ -281,7 +281,8 @@ def test_links_of_several_sources_of_unknown_ones_and_of_none(client: TestClient
     assert rows(client.get("/datalink")) == []
     many = client.get("/datalink?" + "&".join(f"ID=s{i:04d}" for i in range(120)))
     assert len(rows(many)) == 700 and statuses(many) == [("OVERFLOW", "")]
-    assert statuses(client.get("/datalink?ID=s0010&RESPONSEFORMAT=csv"))[0][0] == "ERROR"
+    wrong = statuses(client.get("/datalink?ID=s0010&RESPONSEFORMAT=csv"))
+    assert wrong == [("ERROR", "UsageFault: RESPONSEFORMAT: links are answered as votable")]
 
 
 def test_a_shelf_without_images_links_to_none(bare_shelf: Path) -> None:
@@ -330,7 +331,7 @@ def test_a_part_that_the_stamp_does_not_have_is_204(client: TestClient, query: s
     ("query", "status", "words"),
     [
         ("", 400, "UsageError: ID is missing: expected an ID, a CIRCLE, or both"),
-        ("ID=nope", 404, "NotFound: no source 'nope'"),
+        ("ID=nope", 404, "UsageError: no source 'nope'"),
         ("ID=s0010&ID=s0011", 400, "MultiValuedParamNotSupported: ID is given 2 times"),
         ("ID=s0010&CIRCLE=1 2 3&circle=1 2 3", 400, "MultiValuedParamNotSupported: CIRCLE"),
         ("ID=s0010&CIRCLE=1 2 3&POS=CIRCLE 1 2 3", 400, "MultiValuedParamNotSupported: CIRCLE and POS"),
@@ -339,13 +340,44 @@ def test_a_part_that_the_stamp_does_not_have_is_204(client: TestClient, query: s
         ("ID=s0010&CIRCLE=1 2 inf", 400, "UsageError: CIRCLE=inf: expected a number"),
         ("ID=s0010&POS=RANGE 1 2 3 4", 400, "UsageError: POS=RANGE 1 2 3 4: expected CIRCLE"),
         ("ID=s0010&BAND=2 1", 400, "UsageError: BAND=2.0 1.0: expected two wavelengths"),
-        ("CIRCLE=10 10 0.001", 404, "NotFound: no source within"),
+        ("CIRCLE=10 10 0.001", 404, "UsageError: no source within"),
     ],
 )
 def test_a_wrong_cutout_is_told_as_soda_has_it(client: TestClient, query: str, status: int, words: str) -> None:
     response = client.get(f"/soda/sync?{query}")
     assert (response.status_code, response.headers["content-type"]) == (status, "text/plain; charset=utf-8")
     assert response.text.startswith(words)
+
+
+def refusing(shelf: Path, state: Path, **settings: Any) -> TestClient:
+    app = create_app(load(environ={}, shelf=shelf, state_dir=state, **settings))
+    return TestClient(app, client=("192.0.2.7", 50_000))  # of loopback no requests are counted
+
+
+@pytest.mark.parametrize(
+    ("path", "word", "passing"),
+    [
+        ("/soda/sync?ID=s0010", "AuthenticationError: ", "ServiceUnavailable: "),
+        ("/datalink?ID=s0010", "DefaultFault: ", "TransientFault: "),
+        (f"/scs?{AT}", "", ""),
+    ],
+)
+def test_what_is_refused_before_it_is_answered_is_written_as_the_protocol_has_it(
+    tiny_shelf: Path, tmp_path: Path, path: str, word: str, passing: str
+) -> None:
+    refused = refusing(tiny_shelf, tmp_path, require_key=True).get(path)
+    assert refused.status_code == 401 and refused.headers["www-authenticate"].startswith("Bearer")
+    busy = refusing(tiny_shelf, tmp_path, rate_per_address="1/hour")
+    first, second = (busy.get(path, headers={"x-request-id": "r"}) for _ in range(2))
+    assert (first.status_code, second.status_code) == (200, 429) and int(second.headers["retry-after"]) > 0
+    for answer, told in ((refused, f"{word}a key with scope read"), (second, passing)):
+        if path.startswith("/soda"):
+            assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+            assert answer.text.startswith(told)
+        else:
+            assert answer.headers["content-type"].startswith("text/xml")
+            ((status, words),) = statuses(answer)
+            assert status == "ERROR" and words.startswith(told)
 
 
 @given(st.floats(-90, 90), st.floats(0, 359.9), st.floats(-4, 4), st.floats(-4, 4), st.floats(0.05, 3))

@@ -144,6 +144,28 @@ def test_pyvo_searches_and_follows_the_links(served: servers.Server, tiny_shelf:
     assert len(cut) == 3 and [one.value for one in cut.votable.resources[0].infos] == ["OVERFLOW"]
 
 
+def test_pyvo_tells_its_user_what_was_wrong_with_a_cutout_and_with_links(served: servers.Server) -> None:
+    pyvo = pytest.importorskip("pyvo")
+    base = f"http://127.0.0.1:{served.port}"
+    for query, words in {"ID=nope": "UsageError: no source 'nope'", "ID=s0010&BAND=2 1": "UsageError: BAND="}.items():
+        cutout = pyvo.dal.DALQuery(f"{base}/soda/sync?{query}")
+        cutout.execute_raw()
+        with pytest.raises(pyvo.DALServiceError, match=re.escape(words)):
+            cutout.raise_if_error()
+    with pytest.raises(pyvo.DALQueryError, match="UsageFault: RESPONSEFORMAT: links are answered as votable"):
+        pyvo.dal.adhoc.DatalinkQuery(f"{base}/datalink", id="s0010", RESPONSEFORMAT="csv").execute()
+
+
+def test_pyvo_and_stilts_tell_their_users_that_a_key_is_needed(tiny_shelf: Path, tmp_path: Path) -> None:
+    pyvo = pytest.importorskip("pyvo")
+    with servers.serve(tiny_shelf, tmp_path, require_key="true", state_dir=tmp_path / "state") as server:
+        url = f"http://127.0.0.1:{server.port}/scs"
+        with pytest.raises(pyvo.DALQueryError, match="a key with scope read is needed"):
+            pyvo.dal.conesearch(url, pos=(150.1, 2.2), radius=0.1)
+        done = stilts("cone", f"serviceurl={url}", "lon=150.1", "lat=2.2", "radius=0.1")
+        assert done.returncode != 0 and "401" in done.stderr
+
+
 def test_random_cones_of_a_running_server_hold_what_skycoord_says(served: servers.Server, tiny_shelf: Path) -> None:
     shelf = open_shelf(tiny_shelf)
     sky = SkyCoord(shelf.columns["ra"], shelf.columns["dec"], unit="deg")

@@ -1,4 +1,5 @@
-// Keys, copying, bookmarks and dropping a file. Pages work without it; it asks nothing of any server.
+// Keys, copying, bookmarks, dropping a file, sending a table. Pages work without it; it asks nothing of any server but,
+// upon a click alone, of the SAMP hub of this machine.
 "use strict";
 (() => {
   const all = (what) => [...document.querySelectorAll(what)];
@@ -68,6 +69,49 @@
     }
     shelf.hidden = false;
   }
+
+  // a table goes to TOPCAT and the like by their hub, as the Web Profile of SAMP has it; the hub asks its user first
+  const HUB = "http://localhost:21012/", ABOUT = { "samp.name": "redshelf", "samp.description.text": "galaxies that look alike, and how far away they are" };
+  const escaped = (text) => text.replace(/[&<>]/g, (sign) => `&#${sign.charCodeAt(0)};`);
+  const written = (value) => typeof value === "string" ? `<value><string>${escaped(value)}</string></value>` : `<value><struct>${
+    Object.entries(value).map(([name, inner]) => `<member><name>${escaped(name)}</name>${written(inner)}</member>`).join("")}</struct></value>`;
+  const callHub = async (method, params, options) => {
+    const body = `<?xml version="1.0"?><methodCall><methodName>samp.webhub.${method}</methodName><params>${
+      params.map((one) => `<param>${written(one)}</param>`).join("")}</params></methodCall>`;
+    const answer = await fetch(HUB, { method: "POST", headers: { "Content-Type": "text/xml" }, body, credentials: "omit", ...options });
+    const told = new DOMParser().parseFromString(await answer.text(), "text/xml"), fault = told.querySelector("fault");
+    const member = (name) => [...told.querySelectorAll("member")].find((one) => one.querySelector("name").textContent === name)?.querySelector("value").textContent.trim();
+    if (fault) throw new Error(member("faultString") || "it does not say why");
+    if (!told.querySelector("methodResponse")) throw new Error("what answers there is no hub");
+    return { member, values: [...told.querySelectorAll("array > data > value")].map((one) => one.textContent.trim()) };
+  };
+  let pass = null;  // what the hub knows this page by, until it is left
+  const send = async (address, name, say) => {
+    if (!pass) {
+      say("If a hub runs here, it asks you now.");
+      pass = (await callHub("register", [ABOUT])).member("samp.private-key");
+      await callHub("declareMetadata", [pass, ABOUT]);
+    }
+    const url = new URL(address, location.href).href, params = { url, name, "table-id": url };
+    const { values } = await callHub("notifyAll", [pass, { "samp.mtype": "table.load.votable", "samp.params": params }]);
+    say(values.length ? `Sent to ${values.length} program${values.length > 1 ? "s" : ""}.` : "No program at the hub takes tables: start TOPCAT.");
+  };
+  for (const button of all("[data-samp]")) {
+    const say = (words) => { button.nextElementSibling.textContent = words; };
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      button.disabled = true;
+      try { await send(button.dataset.samp, button.dataset.name, say); } catch (error) {
+        pass = null;
+        say(error instanceof TypeError ? "No SAMP hub answers on this machine: start TOPCAT, and click again." : `The hub has refused: ${error.message}`);
+      }
+      button.disabled = false;
+    });
+  }
+  window.addEventListener("pagehide", () => {
+    if (pass) callHub("unregister", [pass], { keepalive: true }).catch(() => {});
+    pass = null;
+  });
 
   // keys
   const WORDS = [["/", "search"], ["← ↑ → ↓", "move between pictures"], ["Enter", "more like the one in focus"],
