@@ -31,6 +31,7 @@ from redshelf.api import (
     explore,
     jobs,
     login,
+    maps,
     neighbours,
     observability,
     operations,
@@ -115,7 +116,7 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
             "expose_headers": ["X-Request-Id", "Retry-After"],
         }
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **told)
-    for module in (sources, neighbours, explore, redshifts, jobs, cone, datalink, operations):
+    for module in (sources, neighbours, explore, maps, redshifts, jobs, cone, datalink, operations):
         app.include_router(module.router)
     for page in (browse, login):
         app.include_router(page.router, include_in_schema=False)

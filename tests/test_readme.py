@@ -24,7 +24,7 @@ def test_every_command_of_the_readme_runs_in_order(
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "links"))  # of processes that commands start
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    assert len(STEPS) == 10
+    assert len(STEPS) == 11
     for line in "".join(STEPS).strip().splitlines():
         if line.startswith("echo "):
             subprocess.run(line, shell=True, check=True)
