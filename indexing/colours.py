@@ -29,7 +29,7 @@ _ANCHORS = {
         "f2e865 fcffa4"
     ),
 }
-SAND, WATER = "8f7248", "2f7fa8 8fe6ff"  # no label at all; some, up to all
+SAND, WATER = "8f7248", "3fb4ea b4f0ff"  # no label at all; some, up to all
 UNKNOWN = (110, 110, 118)  # where there are sources and none has a value
 
 Bytes = npt.NDArray[np.uint8]

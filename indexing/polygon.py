@@ -74,12 +74,17 @@ class Polygon:
     corners: Floats
 
     def contains(self, points: Floats) -> npt.NDArray[np.bool_]:
-        """Which of `points` (N, 2) lie inside, by the number of sides to the right of each."""
-        x, y = points[:, 0], points[:, 1]
+        """Which of `points` (N, 2) lie inside, by the number of sides to the right of each. Quick where they lie close
+        together: sides above, below and to the left of all of them are not looked at."""
         inside = np.zeros(len(points), dtype=bool)
-        for (x0, y0), (x1, y1) in zip(self.corners, np.roll(self.corners, -1, axis=0), strict=True):
-            if y0 != y1:
-                inside ^= ((y0 > y) != (y1 > y)) & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
+        if not len(points):
+            return inside
+        x, y = points[:, 0], points[:, 1]
+        a, b = self.corners, np.roll(self.corners, -1, axis=0)
+        low, high = np.minimum(a, b), np.maximum(a, b)
+        counts = (low[:, 1] <= y.max()) & (high[:, 1] >= y.min()) & (high[:, 0] >= x.min()) & (a[:, 1] != b[:, 1])
+        for (x0, y0), (x1, y1) in zip(a[counts], b[counts], strict=True):
+            inside ^= ((y0 > y) != (y1 > y)) & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
         return inside
 
     def touches(self, low: Floats, high: Floats) -> bool:
@@ -142,8 +147,8 @@ def choose(keys: Keys, area: Polygon) -> Chosen:
             border.append((first, past))
         else:
             todo += [(zoom + 1, 2 * x + right, 2 * y + below) for right in (0, 1) for below in (0, 1)]
-    looked = np.concatenate([np.arange(*ends) for ends in border] or [np.empty(0, dtype=np.int64)])
-    inside = np.sort(looked[area.contains(morton.positions_of(keys[looked]))])
+    looked = [first + np.flatnonzero(area.contains(morton.positions_of(keys[first:past]))) for first, past in border]
+    inside = np.sort(np.concatenate(looked or [np.empty(0, dtype=np.int64)]))
     begins, sizes = runs(inside - np.arange(len(inside)))  # of places that follow one another
     first_of, past_of = inside[begins], inside[begins] + sizes
     if whole:

@@ -105,6 +105,8 @@ def numbers(pixels: Pixels, colour: str, *, peak: int, ends: tuple[float, float]
     else:
         hue = scaled(colour, pixels.values, ends)
         step = np.minimum((light * len(STEPS)).astype(np.int64), len(STEPS) - 1)
+        if colour == "labelled":  # the few labels there are stand out, however few sources are beside them
+            step[hue > 0] = len(STEPS) - 1
         number = 1 + step * (HUES + 1) + np.where(hue < 0, HUES, hue)
     picture = np.zeros(TILE_PX * TILE_PX, dtype=np.uint8)
     picture[pixels.at] = number.astype(np.uint8)

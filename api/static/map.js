@@ -501,8 +501,8 @@
   form.addEventListener("submit", (event) => event.preventDefault());
 
   const resize = () => {
-    const box = sheet.getBoundingClientRect(), ratio = window.devicePixelRatio || 1;
-    [width, height] = [Math.round(box.width), Math.round(box.height)];
+    const ratio = window.devicePixelRatio || 1;
+    [width, height] = [canvas.clientWidth, canvas.clientHeight];
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(height * ratio);
     draw();
