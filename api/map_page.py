@@ -178,7 +178,7 @@ def _legends(told: MapAnswer) -> list[dict[str, Any]]:
 def _mark(shelf: OpenShelf, opened: OpenMap, mark: str | None) -> dict[str, Any] | None:
     if mark is None:
         return None
-    x, y = onmap.where(shelf, opened, mark)
+    x, y = onmap.locate(shelf, opened, mark)
     return {"id": mark, "x": x, "y": y}
 
 
@@ -212,7 +212,7 @@ def page(encoder: str, query: Annotated[MapPageQuery, Query()], shelf: Shelf) ->
             raise
         return _missing(shelf, encoder, str(error))
     told, mark = onmap.describe(shelf, opened), _mark(shelf, opened, query.mark)
-    view = first_view(told.home)
+    view = first_view(opened.manifest.home)
     if query.x is not None and query.y is not None:
         view = View(query.x, query.y, view.zoom if query.zoom is None else query.zoom)
     elif mark is not None:
@@ -227,7 +227,7 @@ def page(encoder: str, query: Annotated[MapPageQuery, Query()], shelf: Shelf) ->
         "map": told.map,
         "generation": told.generation,
         "home": told.home,
-        "first": first_view(told.home).zoom,
+        "first": first_view(opened.manifest.home).zoom,
         "maxZoom": told.max_zoom,
         "maxPoints": told.max_points,
         "sources": told.n_sources,

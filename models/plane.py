@@ -21,6 +21,7 @@ NEIGHBOURS = 15  # of UMAP, where the sample is large enough: what it takes for 
 NEAREST = 5  # sampled vectors that place another one
 EXACT = 20_000  # sampled vectors that are all compared; more are looked for by lists
 LISTS, LOOKED_INTO = 512, 8
+BLOCK = 16_384
 OFFSET = 1e-6  # of the distance to the farthest of them, so that a vector of the sample lies where that one does
 
 Floats = npt.NDArray[np.float32]
@@ -50,8 +51,11 @@ def components(sample: Floats) -> Components:
     """The principal components of a sample (n, dim). The largest number of each is positive, so that the same sample
     gives the same."""
     mean = sample.mean(axis=0, dtype=np.float64)
-    centred = sample.astype(np.float64) - mean
-    variance, directions = np.linalg.eigh(centred.T @ centred / max(1, len(sample)))
+    products = np.zeros((len(mean), len(mean)))
+    for start in range(0, len(sample), BLOCK):  # in float64, which all of a large sample would fill the memory with
+        centred = sample[start : start + BLOCK].astype(np.float64) - mean
+        products += centred.T @ centred
+    variance, directions = np.linalg.eigh(products / max(1, len(sample)))
     axes = directions[:, ::-1][:, :2].T
     if len(axes) < 2:  # of vectors of one number
         axes = np.vstack([axes, np.zeros_like(axes)])

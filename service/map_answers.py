@@ -29,7 +29,7 @@ class MapAnswer(Answer):
     shares: list[float] = Field(description="of pca: how much of all that vectors vary lies along x and along y")
     n_sources: int
     n_without_vector: int
-    home: tuple[float, float, float, float] = Field(description="x, y, x, y of the box that holds nearly all sources")
+    home: list[float] = Field(description="x_min, y_min, x_max, y_max of the box that holds nearly all sources")
     tile_px: int
     max_zoom: int
     peaks: list[int] = Field(description="of each zoom, sources of a pixel that the scale of density ends with")
@@ -48,7 +48,7 @@ class PointsAnswer(Answer):
     generation: int
     map: str
     colour: str
-    box: tuple[float, float, float, float] = Field(description="x_min, y_min, x_max, y_max: as asked, cut to the map")
+    box: list[float] = Field(description="x_min, y_min, x_max, y_max: as asked, cut to the map")
     n: int
     n_within: int = Field(description="sources in the box; where there are more than n, each point stands for as many")
     x: str

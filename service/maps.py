@@ -172,6 +172,8 @@ def find(shelf: OpenShelf, name: str) -> OpenMap:
             written = generation.path_of(shelf.layout, number)
             if not written.is_file() or opened.manifest.generation_sha256 != sha256(written):
                 raise Conflict(f"the map of {name} is of another generation {number} than is served: {again(name)}")
+            for other in [one for one in shelf.open_maps if one.rpartition(".")[0] == name]:
+                del shelf.open_maps[other]  # its files are gone, and are kept by those that are being answered from it
             shelf.open_maps[folder.name] = opened
         found: OpenMap = shelf.open_maps[folder.name]
     return found

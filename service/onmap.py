@@ -45,7 +45,7 @@ def describe(shelf: OpenShelf, opened: OpenMap) -> MapAnswer:
         shares=told.shares,
         n_sources=told.sources,
         n_without_vector=told.without_vector,
-        home=told.home,
+        home=list(told.home),
         tile_px=TILE_PX,
         max_zoom=MAX_ZOOM,
         peaks=told.peaks,
@@ -83,7 +83,7 @@ def points(shelf: OpenShelf, opened: OpenMap, box: Box, *, n: int = MAX_POINTS, 
         generation=opened.manifest.generation,
         map=opened.digest,
         colour=colour,
-        box=(float(low[0]), float(low[1]), float(high[0]), float(high[1])),
+        box=[*low.tolist(), *high.tolist()],
         n=len(at),
         n_within=chosen.total,
         x=_encoded(steps[:, 0]),
@@ -150,7 +150,7 @@ def select(shelf: OpenShelf, opened: OpenMap, corners: Sequence[tuple[float, flo
     )
 
 
-def where(shelf: OpenShelf, opened: OpenMap, source_id: str) -> tuple[float, float]:
+def locate(shelf: OpenShelf, opened: OpenMap, source_id: str) -> tuple[float, float]:
     """The position of a source on a map; `NotFound` where it has none."""
     place = int(opened.place[shelf.row(source_id)])
     if place < 0:

@@ -84,10 +84,10 @@ def test_a_source_is_where_it_is_said_to_be_and_one_without_a_vector_nowhere(map
     shelf = open_shelf(mapped_shelf)
     opened = maps.find(shelf, "vit")
     for row in (0, 7, 299):
-        assert onmap.where(shelf, opened, shelf.source_id(row)) == tuple(places(opened, len(shelf))[row])
+        assert onmap.locate(shelf, opened, shelf.source_id(row)) == tuple(places(opened, len(shelf))[row])
     blank = maps.OpenMap(opened.manifest, opened.digest, opened.pyramid, np.full(300, -1), opened.support)
     with pytest.raises(NotFound, match="'s0003' is not on the map of vit, which has no vector of it"):
-        onmap.where(shelf, blank, "s0003")
+        onmap.locate(shelf, blank, "s0003")
 
 
 def test_a_colouring_says_of_each_source_what_the_shelf_does(shelf: OpenShelf) -> None:
@@ -301,3 +301,31 @@ def test_no_encoder_is_called_sky() -> None:
 
     with pytest.raises(BadInput, match="'sky' is taken by the map of where the sources are"):
         checkpoint.check_new_name("sky")
+
+
+def test_what_was_being_made_when_it_was_killed_is_a_note_and_the_next_one_is_whole(
+    own_shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, data: bytes) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mapping, "write_bytes", killed)  # of the manifest, which is written last
+        with pytest.raises(KeyboardInterrupt):
+            make(own_shelf, "sky")
+    assert maps.stored(open_shelf(own_shelf).layout) == []
+    found = check(own_shelf)
+    assert found.faults == [] and any(note.startswith("work/map.sky: ") for note in found.notes)
+    make(own_shelf, "sky")
+    assert check(own_shelf).notes == []
+
+
+def test_one_map_is_made_at_a_time(own_shelf: Path) -> None:
+    from redshelf.indexing.files import alone
+    from redshelf.indexing.layout import Layout
+
+    with (
+        alone(Layout(own_shelf).work("map.lock"), "busy"),
+        pytest.raises(Conflict, match="another process makes a map"),
+    ):
+        make(own_shelf, "sky")

@@ -67,7 +67,7 @@ def shown(page: Page, url: str, address: str = "/map/vit") -> tuple[float, float
 
 def on_screen(mapped_shelf: Path, source_id: str) -> tuple[float, float]:
     shelf = open_shelf(mapped_shelf, hashes=False)
-    return onmap.where(shelf, maps.find(shelf, "vit"), source_id)
+    return onmap.locate(shelf, maps.find(shelf, "vit"), source_id)
 
 
 def test_the_map_is_drawn_and_says_how_many_sources_are_in_view(page: Page, url: str) -> None:

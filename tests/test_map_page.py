@@ -67,7 +67,7 @@ def test_a_map_begins_with_all_of_it_or_around_the_source_that_is_marked(
     assert plain["view"]["zoom"] == plain["first"] == 1
     marked = data(client.get("/map/vit?mark=s0003").text)
     shelf = open_shelf(mapped_shelf)
-    x, y = onmap.where(shelf, maps.find(shelf, "vit"), "s0003")
+    x, y = onmap.locate(shelf, maps.find(shelf, "vit"), "s0003")
     assert marked["view"] == {"x": x, "y": y, "zoom": 3}
 
 

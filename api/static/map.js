@@ -67,6 +67,7 @@
     if (found) { tiles.delete(key); tiles.set(key, found); return found; } // the last used are kept
     found = new Image();
     found.onload = draw;
+    found.onerror = () => tiles.delete(key); // asked for again when it is next in view
     found.src = `${base}/${key}.png?colour=${colour}&map=${data.map}`;
     tiles.set(key, found);
     if (tiles.size > 240) tiles.delete(tiles.keys().next().value);
@@ -199,10 +200,13 @@
     legend();
     askDots();
   };
+  const ONE = [125, 68, 36], MANY = [255, 244, 184]; // of points that lie over one another
+  const mixed = (part) => `rgb(${ONE.map((low, i) => Math.round(low + part * (MANY[i] - low))).join(" ")})`;
   const legend = () => {
     const told = legends[colour], ticks = document.getElementById("ticks");
-    const chosen = told.ticks[Math.min(Math.round(view.zoom), told.ticks.length - 1)];
-    document.querySelectorAll("#ramp stop").forEach((stop, i) => stop.setAttribute("stop-color", told.stops[i]));
+    const heaped = colour === "density" && dots && dots.colour === colour; // points are drawn, and not what a pixel holds
+    const chosen = heaped ? [[0, "one"], [1, "many"]] : told.ticks[Math.min(Math.round(view.zoom), told.ticks.length - 1)];
+    document.querySelectorAll("#ramp stop").forEach((stop, i) => stop.setAttribute("stop-color", heaped ? mixed(i / 15) : told.stops[i]));
     ticks.replaceChildren(...chosen.map(([at, words]) => {
       const text = document.createElementNS("http://www.w3.org/2000/svg", "text");
       text.setAttribute("x", 320 * at);
@@ -227,12 +231,14 @@
     if (turn !== wanted || !found) return;
     const all = found.n === found.n_within;
     hud.textContent = `${count(found.n_within)} source${found.n_within === 1 ? "" : "s"} in view` + (all || !always ? "" : `, ${count(found.n)} drawn`);
-    if (!all && !always) { dots = null; draw(); return; }
+    if (!all && !always) { dots = null; legend(); draw(); return; }
     const [x0, y0, x1, y1] = found.box, xs = new Uint16Array(unpack(found.x).buffer), ys = new Uint16Array(unpack(found.y).buffer);
     const x = Float64Array.from(xs, (v) => x0 + ((v + 0.5) / 65536) * (x1 - x0)), y = Float64Array.from(ys, (v) => y0 + ((v + 0.5) / 65536) * (y1 - y0));
     const of = new Map();
     unpack(found.value).forEach((v, i) => { if (!of.has(v)) of.set(v, []); of.get(v).push(i); });
+    const before = dots;
     dots = { x, y, of: [...of].sort((a, b) => (a[0] === 255 ? -1 : b[0] === 255 ? 1 : a[0] - b[0])), n: found.n, whole: all, colour: shade };
+    if (!before) legend();
     draw();
   };
   const get = async (address, options) => {
@@ -373,7 +379,10 @@
   };
   const hint = () => {
     under.classList.add("words");
-    under.replaceChildren(make("p", { className: "faint", textContent: "Point at the map to see the galaxy there; a click opens it. Drag to move, wheel or + and − to zoom, Shift and drag to draw a lasso." }));
+    const touched = window.matchMedia("(pointer: coarse)").matches;
+    const text = touched ? "Touch the map to see the galaxy there. One finger moves, two zoom; the lasso lists what you draw a line around."
+      : "Point at the map to see the galaxy there; a click opens it. Drag to move, wheel or + and − to zoom, Shift and drag to draw a lasso.";
+    under.replaceChildren(make("p", { className: "faint", textContent: text }));
   };
 
   // the lasso: a line that crosses itself is closed where it does
@@ -512,6 +521,10 @@
   if (!named.has("zoom") && !data.mark) Object.assign(view, whole());
   hint();
   settle(false);
+  if (marked) {
+    const there = new URLSearchParams({ x: marked.x, y: marked.y, radius: 1e-6, map: data.map });
+    get(`${base}/nearest?${there}`).then((found) => { if (found && found.source && !hovered) card(found.source, found.mag_band); });
+  }
   let sized = 0;
   new ResizeObserver(() => { resize(); clearTimeout(sized); sized = setTimeout(askDots, 200); }).observe(sheet);
   if (data.polygon) {
