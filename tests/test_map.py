@@ -194,6 +194,17 @@ def test_with_umap_the_sample_lies_where_it_was_put_and_others_among_their_neigh
     assert abs(lines[0][0] - lines[1][0]) < 1e-5  # alike along both axes
 
 
+def test_long_vectors_are_compared_by_their_first_components(flat_umap: list[dict[str, object]]) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(0, 1, (200, 100)).astype(np.float32) * np.linspace(9, 0.1, 100, dtype=np.float32)
+    found = plane.by_umap(vectors)
+    fewer = plane.components(vectors, 64)
+    assert found.places.shape == (200, 2) and found.index.d == 64
+    np.testing.assert_allclose(found.places, fewer.place(vectors)[:, :2], rtol=1e-5)
+    np.testing.assert_allclose(found.place(vectors), found.places, atol=1e-3)
+    assert 0.9 < fewer.shares.sum() < 1
+
+
 def test_real_umap_puts_two_heaps_apart(tmp_path: Path) -> None:
     pytest.importorskip("umap", reason="the `map` extra is not installed")
     rng = np.random.default_rng(0)
