@@ -14,7 +14,14 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed"),
 ]
-ROUTES = ("/", "/source/s0010", "/similar?like=s0010&against=photometry&encoder=vit&k=12&z_max=9", "/status", "/study", "/map")
+ROUTES = (
+    "/",
+    "/source/s0010",
+    "/similar?like=s0010&against=photometry&encoder=vit&k=12&z_max=9",
+    "/status",
+    "/study",
+    "/map",
+)
 # pairs of colours that are too near for WCAG AA: text against the first background behind it that is not transparent
 CONTRAST = """(() => {
   const light = (rgb) => rgb.map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)

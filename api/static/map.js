@@ -234,10 +234,17 @@
     if (!all && !always) { dots = null; legend(); draw(); return; }
     const [x0, y0, x1, y1] = found.box, xs = new Uint16Array(unpack(found.x).buffer), ys = new Uint16Array(unpack(found.y).buffer);
     const x = Float64Array.from(xs, (v) => x0 + ((v + 0.5) / 65536) * (x1 - x0)), y = Float64Array.from(ys, (v) => y0 + ((v + 0.5) / 65536) * (y1 - y0));
-    const of = new Map();
-    unpack(found.value).forEach((v, i) => { if (!of.has(v)) of.set(v, []); of.get(v).push(i); });
+    // one colour at a time is quick, and would put one over all others: so in turns, but labels, which are to be on top
+    const turns = shade === "labelled" ? 1 : 12, of = new Map();
+    unpack(found.value).forEach((v, i) => {
+      const key = v + 256 * (i % turns);
+      if (!of.has(key)) of.set(key, []);
+      of.get(key).push(i);
+    });
+    const rank = (key) => { const v = key % 256, t = key >> 8; return 512 * t + (v === 255 ? 0 : t % 2 ? 256 - v : 1 + v); };
+    const ordered = [...of].sort((a, b) => rank(a[0]) - rank(b[0])).map(([key, places]) => [key % 256, places]);
     const before = dots;
-    dots = { x, y, of: [...of].sort((a, b) => (a[0] === 255 ? -1 : b[0] === 255 ? 1 : a[0] - b[0])), n: found.n, whole: all, colour: shade };
+    dots = { x, y, of: ordered, n: found.n, whole: all, colour: shade };
     if (!before) legend();
     draw();
   };
@@ -457,13 +464,12 @@
     const actions = make("div", { className: "actions" },
       ...(n ? ["Save as", button("CSV", () => save("csv", "csv")), button("VOTable", () => save("votable", "vot")), button("Parquet", () => save("parquet", "parquet"))] : []), button("Clear", clear));
     const parts = [told.n_labelled === null ? "" : `${count(told.n_labelled)} with a measured redshift`,
-      told.left_out ? `${count(told.sources.length)} are listed, spread evenly over all; ${count(told.left_out)} are left out` : "",
-      told.sources.length > PICTURES ? `the first ${PICTURES} are shown as pictures` : ""].filter(Boolean);
+      told.left_out ? `${count(told.sources.length)} are listed, spread evenly over all; ${count(told.left_out)} ${told.left_out === 1 ? "is" : "are"} left out` : "",
+      data.images && told.sources.length > PICTURES ? `the first ${PICTURES} are shown as pictures` : ""].filter(Boolean);
     const said = make("p", { className: "fine", textContent: parts.length ? `${parts.join("; ")}.` : "" });
-    const cards = told.sources.slice(0, PICTURES).map((one) => {
-      const picture = make("a", { className: data.images ? "picture" : "picture words", href: page(one.source_id) });
-      if (data.images) picture.append(make("img", { src: cutout(one.source_id), width: 128, height: 128, loading: "lazy", alt: [one.source_id, ...words(one, band)].join(", ") }));
-      else picture.textContent = "Look at it";
+    const cards = told.sources.slice(0, data.images ? PICTURES : 0).map((one) => {
+      const picture = make("a", { className: "picture", href: page(one.source_id) });
+      picture.append(make("img", { src: cutout(one.source_id), width: 128, height: 128, loading: "lazy", alt: [one.source_id, ...words(one, band)].join(", ") }));
       const facts = make("span", { className: "facts" });
       if (one.z_phot !== null) facts.append(make("span", {}, make("i", { textContent: "z" }), ` ${fixed(one.z_phot, 3)}`));
       if (one.z_spec !== null) facts.append(make("span", { className: "spec" }, make("i", { textContent: "z" }), make("sub", { textContent: "spec" }), ` ${fixed(one.z_spec, 3)}`));
@@ -475,7 +481,8 @@
       ...[fixed(one.z_phot, 3), fixed(one.z_spec, 4), fixed(one.magnitude, 2), one.object_class, one.ra_deg.toFixed(5), one.dec_deg.toFixed(5)].map((text) => make("td", { textContent: text }))));
     const table = make("table", { className: "bands" }, make("thead", {}, head), make("tbody", {}, ...rows));
     const details = make("details", { open: true }, make("summary", { textContent: "As a table" }), make("div", { className: "wide" }, table));
-    const body = n ? [make("ul", { className: "grid small" }, ...cards), details] : [make("p", { className: "empty", textContent: "No source lies inside it." })];
+    const grid = cards.length ? [make("ul", { className: "grid small" }, ...cards)] : [];
+    const body = n ? [...grid, details] : [make("p", { className: "empty", textContent: "No source lies inside it." })];
     selection.replaceChildren(make("div", { className: "heading" }, title, actions), said, ...body);
     selection.hidden = false;
   };
