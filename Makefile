@@ -68,6 +68,7 @@ bench: venv
 	$(BIN)/python benchmarks/cone.py
 	$(BIN)/python benchmarks/page.py
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/map.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/approaches.py

@@ -31,6 +31,7 @@ from redshelf.api import (
     explore,
     jobs,
     login,
+    maps,
     neighbours,
     observability,
     operations,
@@ -132,7 +133,7 @@ def _routed(guard: security.Guard, lifespan: Any = None) -> FastAPI:
     problems.install(app)
     problems.describe(app)
     security.describe(app, guard)
-    for module in (sources, neighbours, explore, redshifts, jobs, cone, datalink, operations):
+    for module in (sources, neighbours, explore, maps, redshifts, jobs, cone, datalink, operations):
         app.include_router(module.router)
     for page in (browse, login):
         app.include_router(page.router, include_in_schema=False)

@@ -14,13 +14,13 @@ from fastapi import APIRouter, Form, Query
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import Field, model_validator
 
-from redshelf.api import cards, drawing, pages, similar, source_page, status_page, typed
+from redshelf.api import cards, drawing, map_page, pages, similar, source_page, status_page, typed
 from redshelf.api.pages import PAGE_HEADERS, render
 from redshelf.api.queries import CutoutForm, InForce, NoQuery, Shelf, Strict, band_list, how_many
 from redshelf.api.similar import GRID, LookQuery
 from redshelf.indexing.columns import CLASSES
 from redshelf.models.errors import NotFound
-from redshelf.service import pictures, redshift, search, sources, upload
+from redshelf.service import maps, pictures, redshift, search, sources, upload
 from redshelf.service.answers import RedshiftAnswer
 from redshelf.service.shelf import OpenShelf
 
@@ -104,6 +104,7 @@ def home(query: Annotated[HomeQuery, Query()], shelf: Shelf, settings: InForce) 
         look=cards.Look(),
         place=_place(shelf, named) if (named := example(shelf)) else None,
         uploads=_takes_cutouts(shelf),
+        maps=maps.made(shelf),
     )
 
 
@@ -164,5 +165,5 @@ def uploaded(
     )
 
 
-for part in (similar, source_page, status_page):
+for part in (similar, source_page, map_page, status_page):
     router.include_router(part.router)

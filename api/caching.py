@@ -32,11 +32,11 @@ def _server(app: FastAPI) -> str:
     return found
 
 
-def etag(request: Request, shelf: OpenShelf) -> str:
-    """The tag of the answer to this request from this generation."""
+def etag(request: Request, shelf: OpenShelf, *beside: str) -> str:
+    """The tag of the answer to this request from this generation, and from what is made `beside` it."""
     scope, host = request.scope, request.headers.get("host", "")  # which stands in what the VO is answered
     question = (scope["scheme"], host, scope["raw_path"], scope["query_string"], accepted(request))
-    asked = (_server(request.app), shelf.identity, *question)
+    asked = (_server(request.app), shelf.identity, *question, *beside)
     return f'"{hashlib.sha256(repr(asked).encode()).hexdigest()[:32]}"'
 
 
@@ -44,6 +44,14 @@ def _has(request: Request, tag: str) -> bool:
     """Whether the client says that it has this answer: comparison is weak, as it is for GET."""
     given = request.headers.get("if-none-match", "")
     return tag in (one.strip().removeprefix("W/") for one in given.split(","))
+
+
+def of_map(request: Request, shelf: OpenShelf, digest: str) -> tuple[dict[str, str], Response | None]:
+    """The headers of an answer about a map, which may be made anew within a generation; and 304 to who has it already.
+    An address that names the map may be kept for a day."""
+    tag = etag(request, shelf, digest)
+    headers = {"etag": tag, "cache-control": PINNED if request.query_params.get("map") else ANEW}
+    return headers, Response(status_code=304, headers=headers) if _has(request, tag) else None
 
 
 class ByGeneration(APIRoute):

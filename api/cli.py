@@ -254,6 +254,13 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--generation", type=int, metavar="N", help="published [the newest]")
     p.add_argument("-o", dest="path", type=Path, metavar="FILE", help="a new file, .parquet, .fits, .vot or .csv")
 
+    p = add("map", "two dimensions of an embedding, or the sky, for the page; made anew for each generation")
+    p.add_argument("--encoder", metavar="NAME", help="an encoder, or sky [the shelf's default encoder]")
+    p.add_argument(
+        "--method", metavar="NAME", help="umap, which needs the `map` extra, or pca [umap where it is there]"
+    )
+    p.add_argument("--seed", type=int, default=0, help="of the sample and of UMAP [0]")
+
     p = add("export", "sources and labels as a HATS folder, which LSDB opens and `ingest` reads")
     p.add_argument("-o", dest="folder", type=Path, required=True, metavar="DIR", help="a new folder")
 

@@ -378,6 +378,14 @@ def targets(arguments: Namespace) -> int:
     return 0
 
 
+def map(arguments: Namespace) -> int:
+    from redshelf.service.mapping import make
+
+    shelf = _shelf(arguments)
+    told = {"method": arguments.method, "seed": arguments.seed, "progress": _progress()}
+    return _report(make(shelf, arguments.encoder, **told), arguments)
+
+
 def export(arguments: Namespace) -> int:
     from redshelf.indexing.export import export_hats
     from redshelf.indexing.layout import Layout
@@ -453,6 +461,6 @@ RUN: dict[str, Callable[[Namespace], int]] = {
     function.__name__: function
     for function in (
         simulate, ingest, delete, pretrain, train, embed, index, fit, publish, serve, keys, search, neighbours,
-        redshift, targets, export, check, status, study, demo,
+        redshift, targets, map, export, check, status, study, demo,
     )
 }  # fmt: skip

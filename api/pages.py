@@ -31,12 +31,12 @@ POLICY = (
     f"connect-src {HUB}; base-uri 'none'; frame-ancestors 'none'"
 )
 PAGE_HEADERS = {"content-security-policy": POLICY, "referrer-policy": "no-referrer"}
-PAGES = frozenset({"/", "/key", "/random", "/upload", "/similar", "/status", "/study"})
+PAGES = frozenset({"/", "/key", "/map", "/random", "/upload", "/similar", "/status", "/study"})
 
 
 def is_page(path: str) -> bool:
     """Whether errors at this address are told as a page."""
-    return path in PAGES or path.startswith("/source/")
+    return path in PAGES or path.startswith(("/source/", "/map/"))
 
 
 @cache

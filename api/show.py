@@ -168,6 +168,8 @@ def status(found: Status) -> str:
             for e in found.encoders
         ]
         lines += ["", table(("encoder", "revision", "embedded", "recall", "fits"), rows, left=2)]
+    told = [f"{e.name} ({e.method}, generation {e.generation}, {e.sources} sources)" for e in found.maps]
+    lines += [f"\nmaps       {', '.join(told)}"] if told else []
     plans = {"embedding": found.embedding, "index": found.indexing, "output": found.outputs}
     plans = {"cutouts": [found.ingest] if found.ingest is not None else [], **plans}
     lines += [_progress(what, plan) for what, some in plans.items() for plan in some]

@@ -21,7 +21,7 @@ from redshelf.api.queries import FilterQuery, InForce, NeighboursQuery, OfGenera
 from redshelf.indexing.columns import CLASSES
 from redshelf.models import ranking
 from redshelf.models.errors import BadInput
-from redshelf.service import examples, pictures, search
+from redshelf.service import examples, maps, pictures, search
 from redshelf.service.answers import NeighboursAnswer
 from redshelf.service.examples import MAX_EXAMPLES, Method
 from redshelf.service.settings import Settings
@@ -212,6 +212,7 @@ def similar(query: Annotated[SimilarQuery, Query()], shelf: Shelf, settings: InF
             *((card, "+") for card in cards.of_ids(shelf, query.like)),
             *((card, "−") for card in cards.of_ids(shelf, query.unlike)),
         ],
+        on_map=query.like[0] if asked in maps.made(shelf) else None,
         table=query.table(asked, k) if answers[0].query is not None else None,
         columns=columns(shelf, answers, about, unfolded=query.unfolded),
         overlap=overlap(answers),

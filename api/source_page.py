@@ -11,7 +11,7 @@ from redshelf.api import drawing, elsewhere, similar, sky, words
 from redshelf.api.pages import render
 from redshelf.api.queries import InForce, Shelf, how_many
 from redshelf.api.similar import LookQuery, SimilarQuery
-from redshelf.service import pictures, redshift, search, sources
+from redshelf.service import maps, pictures, redshift, search, sources
 from redshelf.service.answers import NeighboursAnswer, RedshiftAnswer
 from redshelf.service.shelf import OpenShelf
 
@@ -73,6 +73,7 @@ def source(
         elsewhere=elsewhere.links(facts.ra_deg, facts.dec_deg),
         curl=elsewhere.curl(base, source_id, asked),
         python=elsewhere.python(base, source_id, asked),
+        maps=[name for name in maps.made(shelf) if name == maps.SKY or shelf.encoder(name).index.known[row]],
         columns=similar.columns(shelf, [found], [source_id], unfolded=query.unfolded) if found else [],
         asked=asked,
         ask=ask,

@@ -15,7 +15,7 @@ from redshelf.api.observability import Metrics
 from redshelf.api.pages import POLICY, render
 from redshelf.api.queries import InForce, InService, NoQuery, Shelf
 from redshelf.models.errors import NotFound
-from redshelf.service import sources
+from redshelf.service import maps, sources
 from redshelf.service.settings import Settings
 from redshelf.service.stages import STAGES
 from redshelf.service.study_report import CSV, PAGE
@@ -94,6 +94,7 @@ def status(
         headers={"cache-control": "no-store"},
         shelf=sources.describe(shelf, settings),
         refused=serving.refused,
+        maps=maps.made(shelf),
         latencies=list(latencies(request.app.state.metrics)),
         workers=settings.workers,
     )

@@ -100,6 +100,11 @@ class Layout:
         return self.root / "columns" / f"{generation}"
 
     @property
+    def maps(self) -> Path:
+        """Maps of generations: maps/GENERATION/NAME.DIGEST."""
+        return self.root / "maps"
+
+    @property
     def generations(self) -> Path:
         return self.root / "generations"
 

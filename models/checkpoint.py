@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,39}")
-RESERVED = ("photometry",)
+RESERVED = {
+    "photometry": "the encoder that needs no training",
+    "sky": "the map of where the sources are",
+}
 
 
 def revision_of(kind: str, config: dict[str, Any], weights: bytes | Iterable[bytes]) -> str:
@@ -60,7 +63,7 @@ def check_name(name: str) -> str:
 def check_new_name(name: str) -> str:
     """`name`, or `BadInput` where no encoder may be called so that is trained or made of published weights."""
     if name in RESERVED:
-        raise BadInput(f"encoder name {name!r} is taken by the encoder that needs no training: take another")
+        raise BadInput(f"encoder name {name!r} is taken by {RESERVED[name]}: take another")
     return check_name(name)
 
 

@@ -18,7 +18,7 @@ from redshelf.indexing.files import verify
 from redshelf.indexing.generation import Generation
 from redshelf.indexing.layout import Layout
 from redshelf.models.errors import RedshelfError
-from redshelf.service import contents, fits
+from redshelf.service import contents, fits, maps
 from redshelf.service.contents import Bar, Checking, Table
 
 Lines = Generator[str, None, None]
@@ -177,6 +177,19 @@ def _redshifts(shelf: Checking, published: list[Generation], notes: list[str]) -
             notes.append(f"{fault}: generation {of[name]} answers no redshifts by it")
 
 
+def _maps(shelf: Checking, published: list[Generation], found: Checked) -> Lines:
+    """Faults of the maps of the newest generation; notes for those that are of older ones."""
+    for folder in maps.stored(shelf.layout, number=max((one.number for one in published), default=None)):
+        files = [path for path in folder.iterdir() if path.is_file()]
+        found.files += len(files) - 1  # its manifest has no sha256 but that of its folder's name
+        found.bytes += sum(path.stat().st_size for path in files if path.name != maps.MANIFEST)
+    for line, is_fault in maps.check(shelf.layout, published):
+        if is_fault:
+            yield line
+        else:
+            found.notes.append(line)
+
+
 def _generations(layout: Layout, every: bool, found: Checked) -> list[Generation]:
     """The generations to check, oldest first; one that cannot be read is a fault."""
     known = generation.numbers(layout)
@@ -242,6 +255,7 @@ def check(root: Path, *, every: bool = False, progress: bool = False) -> Checked
                 contents.content(shelf, Table(label, path, dataset, newest=False), gone)
         contents.columns(shelf, one, opened, gone)
     shelf.told("redshift", _redshifts(shelf, published, found.notes))
+    shelf.told("maps", _maps(shelf, published, found))
     for folder in sorted(layout.models.glob("[!.]*")):
         if f"models/{folder.name}" not in damaged:
             shelf.told(f"models/{folder.name}", contents.model(folder))

@@ -115,6 +115,8 @@ def demo(
     from redshelf.service.fit import fit
     from redshelf.service.index import build_index
     from redshelf.service.ingest import ingest
+    from redshelf.service.mapping import make
+    from redshelf.service.maps import SKY
     from redshelf.service.publish import publish
     from redshelf.service.training import Run, pretrain
 
@@ -143,6 +145,8 @@ def demo(
     for name in FITS:
         step(f"fit {name}", partial(fit, shelf, encoder=name))
     step("publish", lambda: publish(shelf))
+    for name in (ENCODER, SKY):
+        step(f"map {name}", partial(make, shelf, name, progress=progress))
     opened = open_shelf(shelf)
     z_true = read_truth(survey, opened)
     row = example(opened, z_true)

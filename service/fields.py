@@ -42,6 +42,8 @@ FIELDS: dict[str, Field] = {
     "z_quality": Field("of the label, in its catalogue's own scale", "meta.code.qual;src.redshift"),
     "z_phot": Field("photometric redshift by the survey's default estimator, median of its density", _PHOT),
     "magnitude": Field("AB, in the band `mag_band`", "phot.mag", "mag"),
+    "x": Field("place on the map, from its left, of its width", "pos.cartesian.x"),
+    "y": Field("place on the map, from its top, of its height", "pos.cartesian.y"),
     "expected_gain": Field("by which its label lowers the mean expected error, given those before it", "stat.value"),
     "object_class": Field("unknown, galaxy, star or agn", "src.class", type=TEXT),
     "z_median": Field("median of the density", f"{_PHOT};stat.median"),

@@ -181,6 +181,11 @@ class OpenShelf:
         return self._selections(encoder.name, replace(filters, exclude_radius_arcsec=None))
 
     @cached_property
+    def open_maps(self) -> dict[str, Any]:
+        """The maps of this generation that `maps.find` has opened, by the names of their folders."""
+        return {}
+
+    @cached_property
     def identity(self) -> str:
         """A hash of all that was published: two generations that answer alike have the same one, no others."""
         return hashlib.sha256(self.generation.model_dump_json().encode()).hexdigest()

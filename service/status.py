@@ -12,8 +12,8 @@ from redshelf.indexing import ann, assembly, cutting, generation, outputs, parti
 from redshelf.indexing.jobs import Job
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.parts import done_parts, read_receipt
-from redshelf.models.errors import BadInput, NotFound
-from redshelf.service import fits
+from redshelf.models.errors import BadInput, Conflict, NotFound
+from redshelf.service import fits, maps
 from redshelf.service.fit import read_labels
 from redshelf.service.fits import StoredFit
 
@@ -50,6 +50,16 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class MapStatus:
+    """The newest map of an encoder, or of the sky, and the generation that it is of."""
+
+    name: str
+    generation: int
+    method: str
+    sources: int
+
+
+@dataclass(frozen=True)
 class Status:
     survey: str
     bands: list[str]
@@ -60,6 +70,7 @@ class Status:
     n_cutouts: int
     encoders: list[EncoderStatus]
     generations: list[int]
+    maps: list[MapStatus]
     ingest: Progress | None
     embedding: list[Progress]
     indexing: list[Progress]
@@ -222,6 +233,22 @@ def progress(layout: Layout) -> tuple[list[Progress], list[str]]:
     return found, damaged
 
 
+def _maps(layout: Layout, generations: list[int]) -> tuple[list[MapStatus], list[str]]:
+    """The newest map of each name, and a line for each that is not of the newest generation or cannot be read."""
+    found, missing = [], []
+    newest = {folder.name.rpartition(".")[0]: folder for folder in maps.stored(layout)}
+    for name, folder in sorted(newest.items()):
+        try:
+            told = maps.read(folder)
+        except Conflict as error:
+            missing.append(f"a map of {name} that can be read: {error}")
+            continue
+        found.append(MapStatus(name, told.generation, told.method, told.sources))
+        if generations and told.generation != generations[-1]:
+            missing.append(f"the map of {name} for generation {generations[-1]}: {maps.again(name)}")
+    return found, missing
+
+
 def status(root: Path) -> Status:
     """The state of a shelf; `NotFound` where there is none."""
     layout = Layout(root)
@@ -232,6 +259,7 @@ def status(root: Path) -> Status:
     stored, published = fits.stored(layout), generation.numbers(layout)
     encoders = _encoders(layout, stored)
     plans, damaged = progress(layout)
+    known_maps, old_maps = _maps(layout, published)
     return Status(
         survey=info.survey,
         bands=list(info.band_names),
@@ -242,9 +270,13 @@ def status(root: Path) -> Status:
         n_cutouts=cutouts,
         encoders=encoders,
         generations=published,
+        maps=known_maps,
         ingest=_ingest(layout),
         embedding=plans,
         indexing=_indexing(layout),
         outputs=[_output(plan) for plan in outputs.open_plans(layout)],
-        missing=_missing(layout, encoders, plans, rows, labels, published) + _unreadable(layout, stored) + damaged,
+        missing=_missing(layout, encoders, plans, rows, labels, published)
+        + _unreadable(layout, stored)
+        + old_maps
+        + damaged,
     )

@@ -28,8 +28,9 @@ from redshelf.service.answers import (
     RedshiftsAnswer,
 )
 from redshelf.service.fields import FIELDS, PERCENT, field
+from redshelf.service.map_answers import MapSource, SelectAnswer
 
-Lists = NeighboursAnswer | ConeAnswer | OutliersAnswer | CompareAnswer | RedshiftsAnswer
+Lists = SelectAnswer | NeighboursAnswer | ConeAnswer | OutliersAnswer | CompareAnswer | RedshiftsAnswer
 OF_ONE = ("source_id", "z_median", "z_mode", "z_q16", "z_q84")  # fields of a redshift as they are
 
 
@@ -123,6 +124,8 @@ def table_of(answer: Lists, *, survey: str, pdf: bool = False) -> pa.Table:
             for name in ("encoder", "revision", "exact", "recall", "n_matching")
         }
         return make({"encoder": names, **_sources(both, Neighbour)}, {"survey": survey, **told})
+    if isinstance(answer, SelectAnswer):
+        return make(_sources(answer.sources, MapSource), {"survey": survey, **_facts(answer, "sources")})
     if isinstance(answer, ConeAnswer):
         return make(_sources(answer.sources, ConeSource), {"survey": survey, **_facts(answer, "sources")})
     if isinstance(answer, OutliersAnswer):

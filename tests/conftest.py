@@ -93,6 +93,17 @@ def bare_shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mapped_shelf(tiny_shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny shelf with maps of `vit` and of the sky, and none of `photometry`. Only to be read."""
+    from redshelf.service.mapping import make
+
+    root = Path(shutil.copytree(tiny_shelf, tmp_path_factory.mktemp("mapped") / "shelf"))
+    for name in ("vit", "sky"):
+        make(root, name)
+    return root
+
+
+@pytest.fixture(scope="session")
 def shelf(tiny_shelf: Path) -> OpenShelf:
     """The tiny shelf, opened. Modules that test other shelves have a `shelf` of their own."""
     from redshelf.service.shelf import open_shelf

@@ -18,7 +18,14 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed"),
 ]
-ROUTES = ("/", "/source/s0010", "/similar?like=s0010&against=photometry&encoder=vit&k=12&z_max=9", "/status", "/study")
+ROUTES = (
+    "/",
+    "/source/s0010",
+    "/similar?like=s0010&against=photometry&encoder=vit&k=12&z_max=9",
+    "/status",
+    "/study",
+    "/map",
+)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     "command",
     ["simulate", "ingest", "delete", "pretrain", "train", "embed", "index", "fit", "publish", "serve", "keys", "search",
-     "neighbours", "redshift", "targets", "export", "check", "status", "demo"],
+     "neighbours", "redshift", "targets", "map", "export", "check", "status", "demo"],
 )  # fmt: skip
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

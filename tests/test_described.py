@@ -46,9 +46,9 @@ HOW = {
 
 
 @pytest.fixture(scope="module")
-def described(tiny_shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def described(mapped_shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     state = tmp_path_factory.mktemp("described")
-    app = create_app(load(environ={}, shelf=tiny_shelf, state_dir=state, max_upload_bytes=1 << 20, max_jobs=40))
+    app = create_app(load(environ={}, shelf=mapped_shelf, state_dir=state, max_upload_bytes=1 << 20, max_jobs=40))
     done = TestClient(app).post("/v1/jobs", json={"what": "redshifts", "ids": ["s0003"]}, follow_redirects=False)
     assert done.status_code == 303 and app.state.working.one()
     JOB_IDS.append(done.headers["location"].rpartition("/")[2])
@@ -65,6 +65,11 @@ def _made_real(case: Any, n: int) -> None:
         case.path_parameters["job_id"] = JOB_IDS[-1]
     if "source_id" in (case.path_parameters or {}):
         case.path_parameters["source_id"] = source_id
+    if "encoder" in (case.path_parameters or {}):
+        case.path_parameters["encoder"] = ("vit", "sky")[n // 2 % 2]
+        for axis, past in (("z", 3), ("x", 4), ("y", 4)):
+            if axis in case.path_parameters:
+                case.path_parameters[axis] = n % past
     for given_ in (case.query or {}, case.body if isinstance(case.body, dict) else {}):
         if "encoder" in given_:
             given_["encoder"] = "vit"

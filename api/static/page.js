@@ -116,6 +116,10 @@
   // keys
   const WORDS = [["/", "search"], ["← ↑ → ↓", "move between pictures"], ["Enter", "more like the one in focus"],
     ["o", "open its page"], ["+  −", "like it, unlike it"], ["r", "a random galaxy"], ["b", "bookmark this source"], ["?", "these keys"]];
+  if (document.getElementById("map")) {
+    WORDS.push(["on the map: ← ↑ → ↓", "move"], ["+  −  0", "zoom in, out, to the whole map"], ["l  s", "lasso; list what is in view"],
+      ["Enter", "open the source in the middle"], ["Escape", "clear the lasso"]);
+  }
   const help = () => {
     let box = document.getElementById("keys");
     if (!box) {
