@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,15 @@ class Page:
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.tell("Emulation.setEmulatedMedia", features=[theme])
         self.tell("Emulation.setScriptExecutionDisabled", value=not script)
+
+
+def serious_faults(page: Page) -> list[tuple[str, str]]:
+    """What axe-core finds serious or critical on a page: the rule, and the element that breaks it."""
+    axe = (files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
+    page.js(f"{axe};0")
+    found = page.js("axe.run(document, {resultTypes: ['violations']}).then((r) => JSON.stringify(r.violations))")
+    serious = [one for one in json.loads(found) if one["impact"] in ("serious", "critical")]
+    return [(one["id"], node["html"][:200]) for one in serious for node in one["nodes"]]
 
 
 @contextmanager
