@@ -7,6 +7,7 @@ of their places weighted by how near they are, which costs one search. Principal
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
@@ -117,7 +118,9 @@ def by_umap(sample: Floats, *, seed: int = 0) -> Neighbourhood:
     """UMAP of a sample (n, dim), which takes minutes for 100,000 vectors; `BadInput` without the `map` extra."""
     if not has_umap():
         raise BadInput("method umap needs the `map` extra: pip install 'redshelf[map]', or take method pca")
-    import umap
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a part of it that nobody asked for would need Tensorflow
+        import umap
 
     fewer = components(sample, COMPARED) if sample.shape[1] > COMPARED else None
     sample = sample if fewer is None else fewer.place(sample)
