@@ -35,7 +35,7 @@ def brightest(shelf: Path) -> list[str]:
     columns = opened.columns
     magnitude = np.array(columns["magnitudes"][:, columns["magnitudes"].shape[1] // 2], dtype=np.float64)
     magnitude[~np.isfinite(columns["z_spec"])] = np.nan
-    rows = np.argsort(magnitude)[[4, 9]]
+    rows = np.argsort(magnitude)[[80, 120]]
     return [opened.source_id(int(row)) for row in rows]
 
 
@@ -48,7 +48,7 @@ def pages(first: str, second: str, encoders: list[str]) -> dict[str, str]:
         "two-encoders": f"/similar?like={a}&k=12&encoder={encoders[0]}&against={encoders[-1]}",
         "examples": f"/similar?like={a}&like={b}&k=12",
         "source": f"/source/{a}?k=12",
-        "map": f"/map/{encoders[-1]}",
+        "map": f"/map/{encoders[-1]}?colour=z_phot",
         "upload": "/",
         "status": "/status",
         "study": "/study",
