@@ -15,6 +15,7 @@ import training_length
 
 if TYPE_CHECKING:
     import blobs
+    import chromium
     from fastapi import FastAPI
     from fastapi.testclient import TestClient
 
@@ -154,6 +155,15 @@ def url(app: FastAPI) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Page]:
+    """A page of headless Chromium, for one module."""
+    import chromium
+
+    with chromium.browser(tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened
 
 
 @pytest.fixture

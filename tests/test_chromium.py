@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
 import pytest
-from chromium import CHROMIUM, Page, browser, serious_faults
+from chromium import CHROMIUM, Page, serious_faults
 from fastapi.testclient import TestClient
 
 pytestmark = [
@@ -24,12 +23,6 @@ ROUTES = (
     "/study",
     "/map",
 )
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with browser(tmp_path_factory.mktemp("chromium")) as opened:
-        yield opened
 
 
 @pytest.fixture(autouse=True)

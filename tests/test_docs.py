@@ -11,8 +11,6 @@ import re
 import shlex
 import subprocess
 import sys
-import threading
-import time
 import types
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -21,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -137,39 +136,28 @@ def test_no_page_has_steps_that_are_not_run() -> None:
 
 
 @pytest.fixture(scope="module")
-def server(first_hour: Path) -> Iterator[str]:
-    """A server of the first hour's shelf, on a free port of this machine."""
-    import uvicorn
-
+def app(first_hour: Path) -> FastAPI:
+    """The service of the first hour's shelf, which `url` serves."""
     from redshelf.api.app import create_app
     from redshelf.service.settings import load
 
-    app = create_app(load(environ={}, shelf=first_hour / "shelf", state_dir=first_hour / "served"))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(20)
+    return create_app(load(environ={}, shelf=first_hour / "shelf", state_dir=first_hour / "served"))
 
 
 @pytest.mark.slow
-def test_the_questions_of_the_pages_are_answered(server: str, run: Run) -> None:
+def test_the_questions_of_the_pages_are_answered(url: str, run: Run) -> None:
     found = blocks(page("asking"), "<!-- asked: run by tests/test_docs.py -->")
     assert len(found) == 2
     for block in found:
-        run(block.replace(ADDRESS, server).replace("curl ", "curl --silent --show-error --fail-with-body "))
+        run(block.replace(ADDRESS, url).replace("curl ", "curl --silent --show-error --fail-with-body "))
 
 
 @pytest.mark.slow
-def test_the_client_of_the_page_is_answered(server: str) -> None:
+def test_the_client_of_the_page_is_answered(url: str) -> None:
     pytest.importorskip("qp", reason="the `sim` extra is not installed")
     (code,) = blocks(page("python"), "<!-- asked: run by tests/test_docs.py -->")
     scope: dict[str, Any] = {}
-    exec(code.replace(ADDRESS, server), scope)
+    exec(code.replace(ADDRESS, url), scope)
     assert len(scope["alike"]) == len(scope["redshifts"]) == scope["densities"].npdf > 0
 
 

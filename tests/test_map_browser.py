@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chromium import CHROMIUM, Page, browser, serious_faults
+from chromium import CHROMIUM, Page, serious_faults
 from fastapi import FastAPI
 
 from redshelf.service import maps, onmap
@@ -29,12 +28,6 @@ def app(mapped_shelf: Path) -> FastAPI:
     from redshelf.service.settings import load
 
     return create_app(load(environ={}, shelf=mapped_shelf))
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with browser(tmp_path_factory.mktemp("chromium")) as opened:
-        yield opened
 
 
 @pytest.fixture(autouse=True)
