@@ -16,9 +16,10 @@ exec "${alone[@]}" bash -c '
     ip link set lo up
     # a second address: names in /etc/hosts are not found where 127.0.0.1 is the only one (AI_ADDRCONFIG)
     ip address add 127.0.0.2/8 dev lo
-    # this machine by its own name, in either family: to ask a name server for it is no try to leave
+    # this machine by its own name and by each of its addresses (torch asks who ::ffff:127.0.0.1 is): to ask a name
+    # server for it is no try to leave
     hosts=$(mktemp)
-    { cat /etc/hosts; echo "127.0.0.1 $(hostname)"; echo "::1 $(hostname)"; } >"$hosts"
+    { cat /etc/hosts; echo "127.0.0.1 $(hostname)"; echo "::1 $(hostname)"; echo "::ffff:127.0.0.1 localhost"; } >"$hosts"
     chmod 644 "$hosts"
     mount --bind "$hosts" /etc/hosts
     rm "$hosts"
