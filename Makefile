@@ -44,7 +44,7 @@ test: venv
 # names are let pass, which is what torch's processes once made of their own address
 offline: venv
 	OFFLINE_TRIES=8 tests/offline.sh $(MAKE) test SELECT='-m "not ray and not browser"'
-	OFFLINE_TRIES=1000 tests/offline.sh $(MAKE) test SELECT='-m "ray or browser"'
+	OFFLINE_TRIES=1000 tests/offline.sh env $(PYTEST) -ra -m "ray or browser"
 
 # the site lies in build/site; a warning, such as a link that leads nowhere, ends it
 docs: venv
