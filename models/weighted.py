@@ -119,8 +119,8 @@ class Weighed:
         above, below = self.values[split:] - centre, centre - self.values[:split][::-1]
 
         def share(deviation: float) -> float:
-            high = split + int(np.searchsorted(above, deviation, side="right"))
-            low = split - int(np.searchsorted(below, deviation, side="right"))
+            high = split + above.searchsorted(deviation, "right")  # asked often: np.searchsorted is twice as slow
+            low = split - below.searchsorted(deviation, "right")
             return float(self.steps[high] - self.steps[low])
 
         at, after = (_first((above, below), share, level) for level in (0.5 - EXACT, 0.5 + EXACT))
