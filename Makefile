@@ -14,7 +14,7 @@ BIN := .venv/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: venv demo test offline check docs format bench torture release screenshots clean
+.PHONY: venv demo test offline check coverage docs format bench torture release screenshots clean
 
 venv: $(STAMP)
 
@@ -45,6 +45,10 @@ test: venv
 offline: venv
 	OFFLINE_TRIES=8 tests/offline.sh $(MAKE) test SELECT='-m "not ray and not browser"'
 	OFFLINE_TRIES=1000 tests/offline.sh env $(PYTEST) -ra -m "ray or browser"
+
+# the share of lines that the tests run, in their processes too, where these are not killed
+coverage: venv
+	$(PYTEST) -W ignore --cov --cov-report=term-missing
 
 # the site lies in build/site; a warning, such as a link that leads nowhere, ends it
 docs: venv

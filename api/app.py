@@ -24,6 +24,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 
 from redshelf.api import (
+    around,
     browse,
     cone,
     connections,
@@ -135,7 +136,7 @@ def _routed(guard: security.Guard, lifespan: Any = None) -> FastAPI:
     security.describe(app, guard)
     for module in (sources, neighbours, explore, maps, redshifts, jobs, cone, datalink, operations):
         app.include_router(module.router)
-    for page in (browse, login):
+    for page in (browse, around, login):
         app.include_router(page.router, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     return app

@@ -73,6 +73,7 @@ def source(
         elsewhere=elsewhere.links(facts.ra_deg, facts.dec_deg),
         curl=elsewhere.curl(base, source_id, asked),
         python=elsewhere.python(base, source_id, asked),
+        around=settings.aladin is not None,
         maps=[name for name in maps.made(shelf) if name == maps.SKY or shelf.encoder(name).index.known[row]],
         columns=similar.columns(shelf, [found], [source_id], unfolded=query.unfolded) if found else [],
         asked=asked,

@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, ValidationError, model_validator
 
 from redshelf.models.errors import BadInput, nearest
 
@@ -72,6 +72,7 @@ class Settings(BaseModel):
     cors_origins: Annotated[tuple[Origin, ...], BeforeValidator(_listed)] = ()  # whose pages may ask
     state_dir: Path = Field(default_factory=_state_dir)  # keys, jobs; never in the shelf, which may be read-only
     study_dir: Annotated[Path | None, BeforeValidator(_none_if_empty)] = None  # `-o` of the study that /study shows
+    aladin: Annotated[FilePath | None, BeforeValidator(_none_if_empty)] = None  # Aladin Lite's file; GPL-3, not shipped
     log_format: Literal["auto", "json", "text"] = "auto"  # auto: text on a terminal
     otlp_endpoint: str = Field(default="", pattern=ENDPOINT)  # the collector that traces go to; "" for none
     threads: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1)  # of torch and FAISS, in a worker

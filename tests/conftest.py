@@ -22,11 +22,29 @@ if TYPE_CHECKING:
     from redshelf.service.shelf import OpenShelf
 
 
+# what `make check` does without, so that it takes under a minute: they train, ingest, ask a shelf or import much
+LONG = (
+    "adaptive", "api", "around", "assembly", "bank", "bombs", "boost", "browse", "bulk", "caching", "calibrate",
+    "check", "chromium", "clap", "cli", "client", "cnn", "contrastive", "curves", "cutting", "deploy", "described",
+    "docs", "examples", "explore", "filters", "fits", "fitting", "formats", "foundation", "hard_labels", "hostile",
+    "ingest", "isolation", "ivf", "jobs", "keys", "lancedb", "limits", "map", "map_api", "map_browser", "map_page",
+    "methods", "neighbours", "network", "observability", "outputs", "overload", "parallel", "photoz", "pictures",
+    "plots", "rail", "ratios", "redshift", "redshift_network", "resume", "samp", "sandbox", "search", "selfquery",
+    "service", "serving", "similar", "simulate", "simulate_halves", "sky", "slurm", "specialise", "stamps",
+    "status_page", "study", "success", "swaps", "targets", "tracing", "training", "update", "upload", "uploads", "vo",
+    "vo_judges", "warming", "workers",
+)  # fmt: skip
 # minutes each, so that no process of `make test` begins with one of them when the others are done
 LONGEST = (
     "test_slurm", "test_encoders", "test_specialise", "test_docs", "test_described", "test_kills", "test_scenarios",
     "test_swaps",
 )  # fmt: skip
+QUICK = "not slow"  # as `make check` selects
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Modules that would be deselected are not imported either."""
+    return True if config.option.markexpr == QUICK and collection_path.stem.removeprefix("test_") in LONG else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

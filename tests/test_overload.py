@@ -20,6 +20,7 @@ import torture
 pytestmark = [pytest.mark.security, pytest.mark.slow]
 DEADLINE_S = 1.0
 NEIGHBOURS = "/v1/sources/s0003/neighbours?k=10"
+KILLED = (ConnectionError, http.client.BadStatusLine, http.client.IncompleteRead)  # what a client of it meets
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +239,11 @@ def test_a_worker_that_is_killed_under_load_costs_its_own_connections_and_no_oth
                         answer = connection.getresponse()
                         answer.read()
                         statuses[answer.status] += 1
-                    except (ConnectionError, http.client.BadStatusLine):  # once a kill at most: the next is answered
+                    except (
+                        ConnectionError,
+                        http.client.BadStatusLine,
+                        http.client.IncompleteRead,
+                    ):  # once a kill: the next is answered
                         cut[me] += 1
                         connection.close()
             except Exception as error:
