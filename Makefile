@@ -14,7 +14,7 @@ BIN := .venv/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: venv demo test offline check coverage docs format bench torture release screenshots clean
+.PHONY: venv demo test offline check coverage mutants docs format bench torture release screenshots clean
 
 venv: $(STAMP)
 
@@ -49,6 +49,10 @@ offline: venv
 # the share of lines that the tests run, in their processes too, where these are not killed
 coverage: venv
 	$(PYTEST) -W ignore --cov --cov-report=term-missing
+
+# whether tests notice small changes of what numbers rest on; what they do not lies in build/mutants
+mutants: venv
+	JOBS=$(JOBS) tests/mutants.sh
 
 # the site lies in build/site; a warning, such as a link that leads nowhere, ends it
 docs: venv

@@ -1,10 +1,13 @@
 """The page that astronomers browse, over HTTP: a thumbnail, a grid of 60 with its pictures, what the first load weighs.
 
-    python benchmarks/page.py [--quick] [--check] [--out bench-out/page]
+    python benchmarks/page.py [--quick] [--check] [--large SHELF] [--out bench-out/page]
 
 A simulated survey of 4,000 sources in six bands with images. Thumbnails are each asked for once, of another source, on
 one connection; a grid is the page and then its pictures, over six connections as a browser has them, of another source
 each time. One client and the server share the machine.
+
+`--large`: the pages of another shelf besides, without pictures: that of a million sources which `map.py` leaves, once
+`redshelf fit` and `redshelf publish` have given it redshifts.
 """
 
 from __future__ import annotations
@@ -93,10 +96,40 @@ def first_load(browser: Browser) -> tuple[float, list[str]]:
     return size / 1000, [one for one in asked if not one.startswith(("/", "data:"))]
 
 
+def pages_of(shelf: Path, n: int) -> dict[str, list[float]]:
+    """Milliseconds of the pages of a shelf, each of `n` sources of the sky's order, after a first one of its kind."""
+    from redshelf.service.shelf import open_shelf
+
+    opened = open_shelf(shelf, hashes=False)
+    rows = np.random.default_rng(0).permutation(len(opened))[: n + 1]
+    ids = [opened.source_id(int(row)) for row in rows]
+    ra, dec = (np.asarray(opened.columns[name])[rows] for name in ("ra", "dec"))
+    asked = {
+        "the first page": ["/"] * (n + 1),
+        "a source": [f"/source/{one}" for one in ids],
+        f"a grid of {GRID}, pictures apart": [f"/similar?like={one}&k={GRID}" for one in ids],
+        "a grid within 0.2 degrees": [
+            f"/similar?like={one}&k={GRID}&ra={x:.5f}&dec={y:.5f}&radius_arcsec=720"
+            for one, x, y in zip(ids, ra, dec, strict=True)
+        ],
+    }
+    found: dict[str, list[float]] = {}
+    with Server(shelf) as server:
+        browser = Browser(server.port)
+        for name, paths in asked.items():
+            browser.ask(paths[0])
+            for path in paths[1:]:
+                began = time.perf_counter()
+                browser.ask(path)
+                found.setdefault(name, []).append(1000 * (time.perf_counter() - began))
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="400 sources instead of 4,000")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a number is missed")
+    parser.add_argument("--large", type=Path, metavar="SHELF", help="the pages of this one, too")
     parser.add_argument("--out", type=Path, default=Path("bench-out/page"))
     arguments = parser.parse_args()
     sources, n_thumbnails, n_grids = (400, 100, 20) if arguments.quick else (4_000, 1_000, 100)
@@ -126,6 +159,10 @@ def main() -> int:
     ):
         print(f"| {name} | {statistics.median(times):.1f} | {p95(times):.1f} |")
     print(f"\nfirst load, pictures apart: {size:.0f} kB; asked of other hosts: {len(elsewhere)}")
+    if arguments.large is not None:
+        print(f"\n{arguments.large.resolve().parent.name}\n\n| what | median ms | 95% ms |\n|---|---|---|")
+        for name, times in pages_of(arguments.large, 20 if arguments.quick else 200).items():
+            print(f"| {name} | {statistics.median(times):.1f} | {p95(times):.1f} |")
     faults = []
     if statistics.median(thumbnails) > THUMBNAIL_MS:
         faults.append(f"a thumbnail takes {statistics.median(thumbnails):.1f} ms, wanted {THUMBNAIL_MS:g}")

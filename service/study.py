@@ -15,9 +15,10 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -144,14 +145,15 @@ def study(
             raise BadInput(f"sky {name!r}; {nearest(name, known)}")
     done, failed = 0, []
     jobs = _stages(run)
-    for stage in stages:
-        if stage == "skies":
-            _prepare(run, skies, processes, progress)
-        elif stage != "report":
-            mine = [job for job in jobs[stage] if not skies or _sky_of(job) in skies][part[0] :: part[1]]
-            ended = _do(run, mine, processes, progress)
-            done += sum(ended.values())
-            failed += [name for name, good in ended.items() if not good]
+    with _workers(processes) as pool:
+        for stage in stages:
+            if stage == "skies":
+                _prepare(run, skies, processes, progress)
+            elif stage != "report":
+                mine = [job for job in jobs[stage] if not skies or _sky_of(job) in skies][part[0] :: part[1]]
+                ended = _do(run, mine, pool, progress)
+                done += sum(ended.values())
+                failed += [name for name, good in ended.items() if not good]
     every = [job for stage in jobs.values() for job in stage]
     missing = sum(not _is_done(_result(folder, job)) for job in every)
     page = None
@@ -229,32 +231,40 @@ def _is_done(path: Path) -> bool:
     return path.exists() and "found" in read_json(path)
 
 
-def _do(run: _Run, jobs: Iterable[Job], processes: int, progress: Callable[[str], None]) -> dict[str, bool]:
-    """Do the jobs that have no result; whether each went well."""
-    todo = [job for job in jobs if not _is_done(_result(run.bench.folder, job))]
-    if not todo:
-        return {}
-    ended: dict[str, bool] = {}
+@contextmanager
+def _workers(processes: int) -> Iterator[Executor | None]:
+    """Processes of one thread, each started once there is a job for it; None where this one does all, so too."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    context = get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(todo)), context, initializer=_one_thread) as pool:
+    if processes == 1:
+        _one_thread()
+        yield None
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_one_thread) as pool:
         try:
-            for job, waiting in [(job, _submit(pool, run, job)) for job in todo]:
-                fault, seconds = waiting.result()
-                ended[job.name] = not fault
-                said = f"failed: {fault}" if fault else f"{seconds:.1f} s"
-                progress(f"{len(ended)} of {len(todo)} {job.name}: {said}")
-        except BrokenProcessPool as error:
-            raise RedshelfError(
-                "a process of the study was killed (out of memory?): the same command goes on from what is done"
-            ) from error
+            yield pool
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _do(run: _Run, jobs: Iterable[Job], pool: Executor | None, progress: Callable[[str], None]) -> dict[str, bool]:
+    """Do the jobs that have no result; whether each went well."""
+    todo = [job for job in jobs if not _is_done(_result(run.bench.folder, job))]
+    ended: dict[str, bool] = {}
+    if pool is None:
+        ends = ((job, _work(job, run.bench, run.data, run.made)) for job in todo)
+    else:
+        sent = [(job, pool.submit(_work, job, run.bench, run.data, run.made)) for job in todo]
+        ends = ((job, waiting.result()) for job, waiting in sent)
+    try:
+        for job, (fault, seconds) in ends:
+            ended[job.name] = not fault
+            said = f"failed: {fault}" if fault else f"{seconds:.1f} s"
+            progress(f"{len(ended)} of {len(todo)} {job.name}: {said}")
+    except BrokenProcessPool as error:
+        raise RedshelfError(
+            "a process of the study was killed (out of memory?): the same command goes on from what is done"
+        ) from error
     return ended
-
-
-def _submit(pool: Executor, run: _Run, job: Job) -> Future[tuple[str, float]]:
-    return pool.submit(_work, job, run.bench, run.data, run.made)
 
 
 def _one_thread() -> None:

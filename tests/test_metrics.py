@@ -229,3 +229,101 @@ def test_the_module_is_quick_to_import_and_leaves_scipy_alone():
 def test_unusable_weights_are_refused(weights):
     with pytest.raises(BadInput, match="weights"):
         metrics.bias(np.zeros(3), weights)
+
+
+def test_weights_of_few_objects_give_the_error_and_the_quantile_of_a_hand_count():
+    values, weights = [1.0, 2.0, 4.0], [1.0, 2.0, 1.0]  # mean 2.25
+    squares = 1 * 1.25**2 + 4 * 0.25**2 + 1 * 1.75**2
+    assert metrics.weighted_mean_error(values, weights) == pytest.approx(np.sqrt(squares) / 4)
+    # the centres of the steps lie at 1/8, 1/2 and 7/8 of the weight
+    for q, expected in ((0.0, 1.0), (0.125, 1.0), (0.3125, 1.5), (0.5, 2.0), (0.6875, 3.0), (0.875, 4.0), (1.0, 4.0)):
+        assert metrics.weighted_quantile(values, q, weights) == pytest.approx(expected)
+    assert metrics.weighted_quantile([4.0, 9.0, 1.0, 2.0], 0.5, [1.0, 0.0, 1.0, 2.0]) == pytest.approx(2.0)
+    rng = np.random.default_rng(8)
+    for n in (4, 5):
+        some = rng.normal(size=n)
+        assert metrics.weighted_quantile(some, 0.5) == pytest.approx(np.median(some))
+
+
+def test_whole_numbers_are_as_good_as_their_floats():
+    big = np.full(3, 2**62, dtype=np.int64)  # whose squares and sums do not fit
+    assert metrics.effective_sample_size(big) == pytest.approx(3)
+    assert metrics.weighted_mean(big) == pytest.approx(2.0**62)
+    assert metrics.weighted_mean_error(np.array([0, 2], dtype=np.uint8)) == pytest.approx(np.sqrt(0.5))
+
+
+def test_what_lies_on_a_threshold_is_no_outlier():
+    assert metrics.outlier_fraction([0.15, -0.15, 0.2, 0.0]) == 0.25
+    assert metrics.outlier_fraction([0.05, 0.06], threshold=0.05) == 0.5
+    row = metrics.rejection_curve([0.0, 1.0], [0.15, 0.2], kept=[0.5], minimum=1)[0]
+    assert (row["outliers"], row["outliers_rest"]) == (0.0, 1.0)
+
+
+def test_a_summary_wants_a_hundred_objects_and_draws_the_same_each_time():
+    z = np.linspace(0.1, 1, 100)
+    phot = z + 0.01 * np.sin(40 * z)
+    assert metrics.summary(phot[:99], z[:99]) is None and metrics.summary(phot, z) is not None
+    assert metrics.summary(phot[:1], z[:1], minimum=1) is not None and metrics.summary([], [], minimum=0) is None
+    said = metrics.summary(phot, z, bootstrap=20)
+    assert said == metrics.summary(phot, z, bootstrap=20, seed=0) != metrics.summary(phot, z, bootstrap=20, seed=1)
+    assert {"n", "ess", "bias", "bias_error"} <= set(said)
+
+
+def test_errors_over_tiles_are_those_of_tiles_that_differ():
+    tiles = np.repeat(np.arange(10), 20)
+    offset = np.repeat(np.random.default_rng(3).normal(0, 0.1, 10), 20)  # the same for all of a tile
+    z = np.full(200, 0.5)
+    over = [metrics.summary(z + offset, z, bootstrap=400, tiles=t)["bias_error"] for t in (None, tiles)]
+    assert over[1] == pytest.approx(over[0] * np.sqrt(20), rel=0.25)
+
+
+def test_a_gain_is_judged_by_the_weights():
+    rng = np.random.default_rng(4)
+    new = np.full(100, 1.0)
+    old = new + np.where(np.arange(100) < 50, 0.5, -0.5) + rng.normal(0, 0.01, 100)
+    for better, weights in ((True, np.arange(100) < 50), (False, np.arange(100) >= 50), (False, np.ones(100))):
+        assert metrics.clearly_better(old, new, weights.astype(float)) == better
+
+
+def test_a_region_that_ends_at_the_redshift_holds_it():
+    pdf = Pdf.from_mass(np.array([0.0, 1.0, 2.0, 3.0]), np.array([[0.5, 0.25, 0.25]]))
+    at = [np.array([z]) for z in (0.0, 0.5, 1.5, 3.0, 3.01, -0.01)]
+    # half of the mass is denser than the second and the third bin, none than the first
+    assert [metrics.hpd_coverage(pdf, z, 0.5) for z in at] == [1, 1, 1, 1, 0, 0]
+    assert [metrics.hpd_coverage(pdf, z, 0.49) for z in at] == [1, 1, 0, 0, 0, 0]
+    uniform = Pdf.from_mass(np.array([0.0, 4.0]), np.array([[1.0]]))
+    assert [metrics.coverage(uniform, np.array([z]), 0.5) for z in (0.99, 1.0, 3.0, 3.01)] == [0, 1, 1, 0]
+
+
+def test_a_rejection_curve_of_four_objects_is_counted_by_hand():
+    rows = metrics.rejection_curve(
+        [3.0, 0.0, np.inf, 1.0], [0.3, 0.0, 0.4, 0.2], [1, 2, 1, 4], kept=[0.0, 0.25, 1.0], minimum=1
+    )
+    assert rows == [
+        {"kept": 0.0, "score": None, "n": 0.0, "outliers": None, "outliers_rest": pytest.approx(6 / 8)},
+        {"kept": 0.25, "score": 0.0, "n": 1.0, "outliers": 0.0, "outliers_rest": pytest.approx(1.0)},
+        {"kept": 1.0, "score": np.inf, "n": 4.0, "outliers": pytest.approx(6 / 8), "outliers_rest": None},
+    ]
+    assert len(metrics.rejection_curve([0.0], [0.0], minimum=1)) == 5
+    ties = metrics.rejection_curve(np.zeros(40), np.where(np.arange(40) < 20, 0.0, 1.0), kept=[0.5], minimum=1)
+    assert ties[0]["outliers"] == 0.0  # equal scores keep their order
+
+
+@pytest.mark.parametrize(("score", "dz"), [([0.0, 1.0], [0.0]), ([], []), ([np.nan], [0.0]), ([[0.0]], [0.0])])
+def test_scores_that_cannot_be_ranked_are_refused(score, dz):
+    with pytest.raises(BadInput, match=r"rejection_curve: score has shape"):
+        metrics.rejection_curve(score, dz)
+
+
+def test_every_argument_that_is_no_number_is_named():
+    pdf = Pdf.from_mass(np.array([0.0, 4.0]), np.array([[1.0]]))
+    for name, ask in (
+        ("dz", lambda: metrics.median([np.nan])),
+        ("dz", lambda: metrics.rejection_curve([0.0], [np.nan])),
+        ("kept", lambda: metrics.rejection_curve([0.0], [0.0], kept=[np.nan])),
+        ("z_spec", lambda: metrics.crps(pdf, [np.nan])),
+        ("z_spec", lambda: metrics.crps(pdf, [0.1, 0.2])),
+        ("pit", lambda: metrics.pit_ks([np.inf])),
+    ):
+        with pytest.raises(BadInput, match=f"^{name}\\b"):
+            ask()

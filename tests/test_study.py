@@ -54,7 +54,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, **options: object) -> study.StudyReport:
-    return study.study(folder, size="quick", **options)  # type: ignore[arg-type]
+    return study.study(folder, size="quick", processes=1, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("budget", [QUICK, TINY, FULL])
