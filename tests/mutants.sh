@@ -19,6 +19,7 @@ mutate() { # MODULE TEST...
         echo "source_paths = [\"redshelf\"]"
         echo "only_mutate = [\"redshelf/$module\"]"
         echo "pytest_add_cli_args_test_selection = [$(printf '"tests/%s.py", ' "$@")]"
+        echo 'process_isolation = "forkserver"' # what a forked process inherits of Lance's threads never answers
         echo 'also_copy = ["tests"]'
         echo '[tool.pytest.ini_options]'
         echo 'addopts = "--import-mode=importlib"'

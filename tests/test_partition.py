@@ -16,6 +16,7 @@ from redshelf.indexing.files import write_json
 from redshelf.indexing.partition import Plan
 from redshelf.indexing.parts import ranges
 from redshelf.models.errors import BadInput, Conflict, NotFound
+from redshelf.models.vit import SIZES, MultiBandViT
 
 PLAN = Plan(
     encoder="e", revision="r", weights_sha256="", dim=3, fingerprint="f", inputs={"sources": "a"},
@@ -102,3 +103,55 @@ def test_a_plan_goes_with_its_receipts_unless_another_has_taken_its_place(tmp_pa
     assert not home.exists()
     partition.close(layout, PLAN)
     assert [path.name for path in home.parent.iterdir()] == [f"{home.name}.plan.lock"]
+
+
+def test_plans_are_found_by_their_encoder_and_two_of_one_are_named(tmp_path: Path) -> None:
+    layout = small_shelf.write(tmp_path / "shelf").layout
+    plan = replace(PLAN, fingerprint=layout.read_info().fingerprint, inputs={})
+    other = replace(plan, encoder="f")
+    first, third = (partition.write(layout, one).parent for one in (plan, other))
+    assert partition.find(layout, "e") == (plan, first) and partition.find(layout, "f") == (other, third)
+    second = partition.write(layout, replace(plan, revision="s")).parent
+    assert partition.homes(layout, "e") == [first, second] and partition.homes(layout) == [first, second, third]
+    assert partition.open_plans(layout, "e") == {first: plan, second: replace(plan, revision="s")}
+    with pytest.raises(Conflict) as raised:
+        partition.find(layout, "e")
+    assert str(raised.value) == f"2 plans are open for encoder 'e': remove all but one of {first}, {second}"
+    with pytest.raises(NotFound) as none:
+        partition.find(layout, "g")
+    assert str(none.value).startswith(f"no open plan for encoder 'g' on {layout.root}: ")
+
+
+@pytest.mark.parametrize(("name", "value"), [("revision", "s"), ("weights_sha256", "w"), ("dim", 4), ("first_row", 1)])
+def test_a_plan_with_other_weights_or_rows_is_refused_with_both_values(
+    name: str, value: object, tmp_path: Path
+) -> None:
+    layout = small_shelf.write(tmp_path / "shelf").layout
+    found = replace(PLAN, fingerprint=layout.read_info().fingerprint, inputs={})
+    partition._same(layout, found, replace(found, rows=70, part_rows=3), tmp_path)
+    with pytest.raises(Conflict) as raised:
+        partition._same(layout, found, replace(found, **{name: value}), tmp_path)  # type: ignore[arg-type]
+    assert str(raised.value) == (
+        f"the plan in {tmp_path} was made for another {name} ({getattr(found, name)}, now {value}): "
+        "remove that folder to begin anew"
+    )
+
+
+def test_a_plan_that_is_not_agreed_to_is_not_left(tmp_path: Path) -> None:
+    layout = small_shelf.write(tmp_path / "shelf").layout
+    encoder = MultiBandViT(small_shelf.NAMES, groups=[small_shelf.NAMES], cutout_px=8, size=SIZES["tiny"], name="e")
+
+    def no(plan: Plan) -> None:
+        raise Conflict(f"not {plan.rows}")
+
+    with pytest.raises(Conflict, match="not "):
+        partition.make(layout, encoder, agreed=no)
+    assert partition.homes(layout) == []
+    plan = partition.make(layout, encoder, part_rows=25, task_parts=2)
+    assert plan is not None and partition.open_plans(layout) == {partition.homes(layout, "e")[0]: plan}
+    assert (plan.first_row, plan.rows, plan.part_rows, plan.task_parts, plan.dim) == (0, 60, 25, 2, encoder.dim)
+    assert set(plan.inputs) == {"sources", "cutouts"} and plan.weights_sha256 == ""
+    assert partition.make(layout, encoder) == plan
+    for asked, said in (({"part_rows": 26}, "part_rows=25, not 26"), ({"task_parts": 3}, "task_parts=2, not 3")):
+        with pytest.raises(Conflict, match=f"an open plan has {said}: finish it, or remove "):
+            partition.propose(layout, encoder, **asked)
