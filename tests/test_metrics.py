@@ -238,7 +238,8 @@ def test_weights_of_few_objects_give_the_error_and_the_quantile_of_a_hand_count(
     # the centres of the steps lie at 1/8, 1/2 and 7/8 of the weight
     for q, expected in ((0.0, 1.0), (0.125, 1.0), (0.3125, 1.5), (0.5, 2.0), (0.6875, 3.0), (0.875, 4.0), (1.0, 4.0)):
         assert metrics.weighted_quantile(values, q, weights) == pytest.approx(expected)
-    assert metrics.weighted_quantile([4.0, 9.0, 1.0, 2.0], 0.5, [1.0, 0.0, 1.0, 2.0]) == pytest.approx(2.0)
+    for q, expected in ((0.5, 2.0), (1.0, 4.0)):  # what has no weight is nowhere
+        assert metrics.weighted_quantile([4.0, 9.0, 1.0, 2.0], q, [1.0, 0.0, 1.0, 2.0]) == pytest.approx(expected)
     rng = np.random.default_rng(8)
     for n in (4, 5):
         some = rng.normal(size=n)
@@ -327,3 +328,20 @@ def test_every_argument_that_is_no_number_is_named():
     ):
         with pytest.raises(BadInput, match=f"^{name}\\b"):
             ask()
+
+
+def test_a_rejection_curve_cuts_where_half_of_an_object_is_inside():
+    score, dz, weights = [0.0, 1.0, 2.0, 3.0], [0.2, 0.0, 0.3, 0.0], [1, 4, 1, 2]
+    row = metrics.rejection_curve(score, dz, weights, kept=[0.5], minimum=1)[0]
+    assert (row["n"], row["outliers"], row["outliers_rest"]) == (2, pytest.approx(1 / 5), pytest.approx(1 / 3))
+    row = metrics.rejection_curve(score, dz, weights, kept=[0.5], minimum=3)[0]
+    assert (row["outliers"], row["outliers_rest"]) == (None, None)
+    # objects that nobody weighs have no outliers to tell of
+    assert metrics.rejection_curve([0.0, 1.0], [1.0, 1.0], [0, 1], kept=[1e-3], minimum=1)[0]["outliers"] is None
+    assert metrics.rejection_curve([0.0, 1.0], [1.0, 1.0], [1, 0], kept=[1.0], minimum=1)[0]["outliers_rest"] is None
+
+
+def test_crps_under_the_grid_counts_the_way_to_it():
+    pdf = Pdf.from_mass(np.array([1.0, 2.0, 3.0]), np.array([[0.5, 0.5]]))
+    assert metrics.crps(pdf, [0.5])[0] == pytest.approx(0.5 + 2 / 3)
+    assert metrics.crps(pdf, [3.5])[0] == pytest.approx(0.5 + 2 / 3)
