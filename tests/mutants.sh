@@ -32,7 +32,7 @@ mutate() { # MODULE TEST...
         $python -m mutmut run --max-children "${JOBS:-2}" >run.log 2>&1 || { tail -c 2000 run.log; exit 1; }
         $python -m mutmut results 2>/dev/null | sed -n 's/^ *\(\S*\): \(survived\|no tests\|timeout\|suspicious\).*/\1/p' |
             while read -r mutant; do $python -m mutmut show "$mutant" 2>/dev/null | grep -E '^(#|[-+] )' || true; done >"../$name.txt"
-        echo "$module: $(tr '\r' '\n' <run.log | tail -n 1 | sed 's/^[^0-9]*//'), unnoticed $(grep -c '^#' "../$name.txt" || true)"
+        echo "$module: $(tr '\r' '\n' <run.log | grep -ao '[0-9]*/[0-9]*  .*' | tail -n 1), unnoticed $(grep -c '^#' "../$name.txt" || true)"
     )
 }
 
