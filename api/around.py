@@ -18,7 +18,7 @@ from fastapi.responses import FileResponse, HTMLResponse, Response
 from pydantic import Field
 
 from redshelf.api import cards
-from redshelf.api.pages import POLICY, render
+from redshelf.api.pages import policy, render
 from redshelf.api.queries import InForce, NoQuery, Shelf, Strict
 from redshelf.indexing.layout import ShelfInfo
 from redshelf.models.bands import reference_band
@@ -27,12 +27,8 @@ from redshelf.service import explore, pictures, sources
 from redshelf.service.settings import Settings
 
 router = APIRouter()
-AROUND_POLICY = (
-    POLICY.replace("img-src 'self'", "img-src 'self' data:")
-    .replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
-    .replace("script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'")
-    .replace("connect-src ", "connect-src 'self' data: ")
-    + "; worker-src blob:"
+AROUND_POLICY = policy(
+    img="data:", style="'unsafe-inline'", script="'wasm-unsafe-eval'", connect="'self' data:", worker="blob:"
 )
 MOST = 60  # cutouts, each a layer
 FAINT, BRIGHT = -3.0, 60.0  # in units of the noise: where a picture begins and ends

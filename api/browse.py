@@ -26,7 +26,7 @@ from redshelf.service.shelf import OpenShelf
 
 router = APIRouter()
 EXAMPLES = 12
-UPLOAD_POLICY = pages.POLICY.replace("img-src 'self'", "img-src 'self' data:")  # the picture of what was sent
+UPLOAD_POLICY = pages.policy(img="data:")  # the picture of what was sent
 TRIES = 64  # at a source that is not deleted, before all are looked through
 
 

@@ -17,7 +17,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import Field
 
 from redshelf.api.maps import Colour
-from redshelf.api.pages import PAGE_HEADERS, POLICY, render
+from redshelf.api.pages import PAGE_HEADERS, policy, render
 from redshelf.api.queries import NoQuery, Shelf
 from redshelf.api.similar import Blank
 from redshelf.api.words import count, significant
@@ -30,7 +30,7 @@ from redshelf.service.shelf import OpenShelf
 from redshelf.service.tiles import HUES, stretched
 
 router = APIRouter()
-MAP_POLICY = POLICY.replace("connect-src ", "connect-src 'self' ")
+MAP_POLICY = policy(connect="'self'")
 WINDOW_PX = 656  # of the canvas, which the first view fills as far as whole zooms let it
 CLOSER = 2  # zooms from the first view to that of one source
 DOT = 5  # pixels across, of a source without JavaScript

@@ -26,11 +26,28 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 HUB = "http://localhost:21012"  # where the Web Profile of SAMP has its hub
-POLICY = (
-    "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; form-action 'self'; "
-    f"connect-src {HUB}; base-uri 'none'; frame-ancestors 'none'"
-)
-PAGE_HEADERS = {"content-security-policy": POLICY, "referrer-policy": "no-referrer"}
+DIRECTIVES = {
+    "default-src": "'none'",
+    "img-src": "'self'",
+    "style-src": "'self'",
+    "script-src": "'self'",
+    "form-action": "'self'",
+    "connect-src": HUB,
+    "base-uri": "'none'",
+    "frame-ancestors": "'none'",
+}
+
+
+def policy(**more: str) -> str:
+    """The policy that pages have, wider by the sources of some directives: `img="data:"` is one more for `img-src`."""
+    sources = {name: own.split() for name, own in DIRECTIVES.items()}
+    for name, own in more.items():
+        sources.setdefault(f"{name}-src", []).extend(own.split())
+    own_first = {name: sorted(own, key=lambda one: one != "'self'") for name, own in sources.items()}
+    return "; ".join(f"{name} {' '.join(own)}" for name, own in own_first.items())
+
+
+PAGE_HEADERS = {"content-security-policy": policy(), "referrer-policy": "no-referrer"}
 PAGES = frozenset({"/", "/key", "/map", "/random", "/upload", "/similar", "/status", "/study"})
 
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
 from redshelf.api.observability import Metrics
-from redshelf.api.pages import POLICY, render
+from redshelf.api.pages import policy, render
 from redshelf.api.queries import InForce, InService, NoQuery, Shelf
 from redshelf.models.errors import NotFound
 from redshelf.service import maps, sources
@@ -30,7 +30,7 @@ WORDS = {
     "render": "pictures and pages are drawn",
 }
 BUCKET = "redshelf_stage_seconds_bucket"
-STUDY_POLICY = POLICY.replace("frame-ancestors 'none'", "frame-src 'self'; frame-ancestors 'none'")
+STUDY_POLICY = policy(frame="'self'")
 # the report is one file with its style and its figures inside; no script runs in it
 REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'; "

@@ -77,6 +77,12 @@ class Browser:
         assert answer.status == 200, (path, content[:300])
         return content
 
+    def milliseconds(self, path: str) -> float:
+        """Until one answer is there."""
+        began = time.perf_counter()
+        self.ask(path)
+        return 1000 * (time.perf_counter() - began)
+
     def page(self, path: str) -> tuple[float, float, int]:
         """Milliseconds until the page is there, until all of its pictures are, and how many these are."""
         began = time.perf_counter()
@@ -118,11 +124,13 @@ def pages_of(shelf: Path, n: int) -> dict[str, list[float]]:
         browser = Browser(server.port)
         for name, paths in asked.items():
             browser.ask(paths[0])
-            for path in paths[1:]:
-                began = time.perf_counter()
-                browser.ask(path)
-                found.setdefault(name, []).append(1000 * (time.perf_counter() - began))
+            found[name] = [browser.milliseconds(path) for path in paths[1:]]
     return found
+
+
+def table(found: dict[str, list[float]]) -> str:
+    rows = [f"| {name} | {statistics.median(times):.1f} | {p95(times):.1f} |" for name, times in found.items()]
+    return "\n".join(["| what | median ms | 95% ms |", "|---|---|---|", *rows])
 
 
 def main() -> int:
@@ -142,27 +150,21 @@ def main() -> int:
         for _ in range(8):  # while the server loads in the background what questions need
             browser.ask("/healthz")
             time.sleep(1)
-        thumbnails = []
-        for one in ids[:n_thumbnails]:
-            began = time.perf_counter()
-            browser.ask(f"/v1/sources/{one}/cutout?format=png")
-            thumbnails.append(1000 * (time.perf_counter() - began))
+        thumbnails = [browser.milliseconds(f"/v1/sources/{one}/cutout?format=png") for one in ids[:n_thumbnails]]
         grids = [browser.page(f"/similar?like={one}&k={GRID}") for one in ids[-n_grids - 1 : -1]]
         size, elsewhere = first_load(browser)
     alone, whole, counts = ([one[part] for one in grids] for part in range(3))
     print(f"{sources} sources, {n_thumbnails} thumbnails, {n_grids} grids of {GRID} ({min(counts)} pictures or more)\n")
-    print("| what | median ms | 95% ms |\n|---|---|---|")
-    for name, times in (
-        ("a thumbnail, asked for the first time", thumbnails),
-        (f"a grid of {GRID}: the page", alone),
-        (f"a grid of {GRID}: with all its pictures", whole),
-    ):
-        print(f"| {name} | {statistics.median(times):.1f} | {p95(times):.1f} |")
+    times = {
+        "a thumbnail, asked for the first time": thumbnails,
+        f"a grid of {GRID}: the page": alone,
+        f"a grid of {GRID}: with all its pictures": whole,
+    }
+    print(table(times))
     print(f"\nfirst load, pictures apart: {size:.0f} kB; asked of other hosts: {len(elsewhere)}")
     if arguments.large is not None:
-        print(f"\n{arguments.large.resolve().parent.name}\n\n| what | median ms | 95% ms |\n|---|---|---|")
-        for name, times in pages_of(arguments.large, 20 if arguments.quick else 200).items():
-            print(f"| {name} | {statistics.median(times):.1f} | {p95(times):.1f} |")
+        print(f"\n{arguments.large.resolve().parent.name}\n")
+        print(table(pages_of(arguments.large, 20 if arguments.quick else 200)))
     faults = []
     if statistics.median(thumbnails) > THUMBNAIL_MS:
         faults.append(f"a thumbnail takes {statistics.median(thumbnails):.1f} ms, wanted {THUMBNAIL_MS:g}")
