@@ -79,7 +79,6 @@ bench: venv
 	$(BIN)/python benchmarks/map.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/encoders.py
-	$(BIN)/python benchmarks/approaches.py
 	$(BIN)/python benchmarks/study.py
 
 # full counts of kills and fuzz cases, which `test` runs in small

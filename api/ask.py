@@ -73,7 +73,7 @@ class OnDisk:
 
         if question.position is not None:
             return nearest_source(self.shelf, *question.position)
-        assert question.source_id is not None  # the command line takes exactly one of the three
+        assert question.source_id is not None  # the command line takes one of these, a cutout, a text or examples
         return question.source_id
 
     def _cutout(self, question: Question, encoder: str | None) -> tuple[OpenEncoder, Cutout]:

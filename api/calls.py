@@ -1,7 +1,8 @@
 """What a client asks a server, and what it makes of the answers; the same for a client that waits and one that awaits.
 
 Each question is a generator: it yields calls, is sent their responses, and returns what was asked for; between calls it
-may ask for a pause. Lists come as Parquet, which is short and exact, and become tables of astropy.
+may ask for a pause. Lists come as Parquet, which is short and exact, and become tables of astropy. `job_calls.py` has
+the questions about jobs.
 """
 
 from __future__ import annotations
@@ -10,21 +11,13 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
 from redshelf.models.errors import BadInput, Conflict, NotFound, RedshelfError
-from redshelf.service.answers import (
-    JobAnswer,
-    JobsAnswer,
-    NeighboursAnswer,
-    Phase,
-    RedshiftAnswer,
-    ShelfAnswer,
-    SourceAnswer,
-)
+from redshelf.service.answers import NeighboursAnswer, RedshiftAnswer, ShelfAnswer, SourceAnswer
 
 if TYPE_CHECKING:
     import httpx
@@ -83,7 +76,7 @@ def checked(call: Call, response: httpx.Response) -> httpx.Response:
 Asking = Generator[Call | Pause, Any, T]
 
 
-def _answer(kind: type[Model], call: Call) -> Asking[Model]:
+def answer(kind: type[Model], call: Call) -> Asking[Model]:
     """What a call is answered with, as the service answers it."""
     response = yield call
     try:
@@ -131,18 +124,18 @@ def _with_cutout(
 
 def shelf() -> Asking[ShelfAnswer]:
     """The survey, its bands, encoders, estimators, and the server's limits."""
-    return _answer(ShelfAnswer, Call("GET", "/v1/shelf"))
+    return answer(ShelfAnswer, Call("GET", "/v1/shelf"))
 
 
 def source(source_id: str) -> Asking[SourceAnswer]:
     """The catalogue row of a source."""
-    return _answer(SourceAnswer, Call("GET", of_source(source_id)))
+    return answer(SourceAnswer, Call("GET", of_source(source_id)))
 
 
 def source_at(ra_deg: float, dec_deg: float, *, radius_arcsec: float | None = None) -> Asking[SourceAnswer]:
     """That of the source nearest to a position."""
     place = {"ra_deg": ra_deg, "dec_deg": dec_deg, "radius_arcsec": radius_arcsec}
-    return _answer(SourceAnswer, Call("GET", "/v1/sources", place))
+    return answer(SourceAnswer, Call("GET", "/v1/sources", place))
 
 
 def redshift(
@@ -153,8 +146,8 @@ def redshift(
     if (source_id is None) == (cutout is None):
         raise BadInput("expected a source id or a cutout")
     if cutout is not None:
-        return _answer(RedshiftAnswer, _with_cutout("redshift", cutout, **asked))
-    return _answer(RedshiftAnswer, Call("GET", of_source(str(source_id), "redshift"), asked))
+        return answer(RedshiftAnswer, _with_cutout("redshift", cutout, **asked))
+    return answer(RedshiftAnswer, Call("GET", of_source(str(source_id), "redshift"), asked))
 
 
 def _like(
@@ -196,7 +189,7 @@ def neighbours(source_id: str | None = None, **asked: Any) -> Asking[Table]:
 
 def neighbours_answer(source_id: str | None = None, **asked: Any) -> Asking[NeighboursAnswer]:
     """The same as the service answers it."""
-    return _answer(NeighboursAnswer, _like(source_id, **asked))
+    return answer(NeighboursAnswer, _like(source_id, **asked))
 
 
 def cone(ra_deg: float, dec_deg: float, radius_arcsec: float, *, n: int | None = None) -> Asking[Table]:
@@ -269,98 +262,3 @@ def ensemble(source_ids: Sequence[str], **asked: Any) -> Asking[qp.Ensemble]:
              for name in kept.colnames if not name.startswith("pdf_")}  # fmt: skip
     data = {"bins": np.asarray(kept["pdf_z"], dtype=float)[0], "pdfs": density[given]}
     return qp.Ensemble(qp.hist, data=data, ancil=ancil)
-
-
-FIRST_LOOK_S, LONGEST_LOOK_S = 0.1, 5.0  # between two looks at a job
-OPEN: tuple[Phase, ...] = ("PENDING", "QUEUED", "EXECUTING")
-
-
-def of_job(job_id: str, what: str = "") -> str:
-    """The address of a job, or of what belongs to it."""
-    return f"/v1/jobs/{quote(job_id, safe='')}{what and '/'}{what}"
-
-
-def submit(what: Literal["neighbours", "redshifts"], source_ids: Sequence[str], **asked: Any) -> Asking[str]:
-    """The id of a job over a list of any length that the server takes. `asked`: the fields of `POST /v1/jobs`, such as
-    encoder, k and filters, or estimator and pdf; `run=False` leaves it PENDING; `format` of the result is Parquet."""
-    if isinstance(source_ids, str):
-        raise BadInput("expected a list of source ids")
-    body = {"what": what, "ids": list(source_ids), "format": "parquet", **asked}
-    response = yield Call("POST", "/v1/jobs", json=body, expected=303)
-    return str(response.headers["location"].rpartition("/")[2])
-
-
-def job(job_id: str) -> Asking[JobAnswer]:
-    """How far a job is."""
-    return _answer(JobAnswer, Call("GET", of_job(job_id)))
-
-
-def jobs(phase: Phase | None = None) -> Asking[list[JobAnswer]]:
-    """The jobs of the key that is sent, the newest first."""
-    found = yield from _answer(JobsAnswer, Call("GET", "/v1/jobs", {"phase": phase}))
-    return found.jobs
-
-
-def wait(job_id: str, *, progress: bool = False, timeout_s: float | None = None) -> Asking[JobAnswer]:
-    """The job once it is COMPLETED. Raises `RedshelfError` saying why where it ended as ERROR, or did not end in time;
-    `Conflict` where it was aborted."""
-    from tqdm import tqdm
-
-    waited, step = 0.0, FIRST_LOOK_S
-    with tqdm(unit=" sources", desc=f"job {job_id[:8]}", disable=not progress) as bar:
-        while True:
-            found = yield from job(job_id)
-            bar.total = found.n_ids
-            bar.update(found.n_done - bar.n)
-            if found.phase not in OPEN:
-                break
-            if timeout_s is not None and waited >= timeout_s:
-                raise RedshelfError(f"job {job_id} is {found.phase} after {timeout_s:g} s")
-            yield Pause(step)
-            waited, step = waited + step, min(2 * step, LONGEST_LOOK_S)
-    if found.phase == "ERROR":
-        raise RedshelfError(f"job {job_id}: {found.error}")
-    if found.phase == "ABORTED":
-        raise Conflict(f"job {job_id} was aborted")
-    return found
-
-
-def result_bytes(job_id: str) -> Asking[bytes]:
-    """The result of a job as it was asked for; `Conflict` where there is none."""
-    response = yield Call("GET", of_job(job_id, "result"))
-    return bytes(response.content)
-
-
-def result(job_id: str) -> Asking[Table]:
-    """The result of a job that was asked for as Parquet, as a table; that of neighbours has the source that each line
-    is a neighbour of as `query`."""
-    import pyarrow.parquet as pq
-
-    from redshelf.indexing import tabular
-
-    found = yield from job(job_id)
-    if found.format != "parquet":
-        raise BadInput(f"the result of job {job_id} is {found.format}: take result_bytes, or ask for parquet")
-    content = yield from result_bytes(job_id)
-    return tabular.to_astropy(pq.read_table(BytesIO(content)))
-
-
-def abort(job_id: str) -> Asking[None]:
-    """Work no more on a job."""
-    yield Call("POST", of_job(job_id, "phase"), json={"phase": "ABORT"}, expected=303)
-
-
-def forget(job_id: str) -> Asking[None]:
-    """Forget a job and its result."""
-    yield Call("DELETE", of_job(job_id), expected=204)
-
-
-def long_list(
-    what: Literal["neighbours", "redshifts"], source_ids: Sequence[str], *, progress: bool = False, **asked: Any
-) -> Asking[Table]:
-    """Submit a job, wait for it, read its result, and delete it."""
-    job_id = yield from submit(what, source_ids, **asked, format="parquet")
-    yield from wait(job_id, progress=progress)
-    found = yield from result(job_id)
-    yield from forget(job_id)
-    return found

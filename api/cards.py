@@ -11,7 +11,6 @@ import numpy as np
 
 from redshelf.api.words import fixed, significant
 from redshelf.indexing.layout import ShelfInfo
-from redshelf.models.bands import reference_band
 from redshelf.models.errors import RedshelfError
 from redshelf.service import redshift
 from redshelf.service.answers import Neighbour, RedshiftAnswer
@@ -103,20 +102,15 @@ def of_ids(shelf: OpenShelf, ids: Sequence[str]) -> list[Card]:
             z_spec=z_spec[i] if np.isfinite(z_spec[i]) else None,
             z_phot=z_phot[i] if np.isfinite(z_phot[i]) else None,
             magnitude=magnitudes[one],
-            band=_band(shelf.info),
+            band=shelf.info.reference_band,
         )
         for i, one in enumerate(ids)
     ]
 
 
-def _band(info: ShelfInfo) -> str:
-    """The band whose magnitude is told: that nearest to i."""
-    return info.bands[reference_band([band.wavelength_nm for band in info.bands])].name
-
-
 def _magnitudes(shelf: OpenShelf, ids: Sequence[str]) -> dict[str, float | None]:
     rows = np.array([shelf.row(one) for one in ids], dtype=np.int64)
-    column = shelf.info.band_names.index(_band(shelf.info))
+    column = shelf.info.band_names.index(shelf.info.reference_band)
     values = np.asarray(shelf.columns["magnitudes"])[rows, column].tolist()
     return {one: value if np.isfinite(value) else None for one, value in zip(ids, values, strict=True)}
 
@@ -152,7 +146,7 @@ def of_neighbours(
                 reasons=() if answer is None else tuple(answer.support.reasons),
                 object_class=n.object_class,
                 magnitude=magnitudes[n.source_id],
-                band=_band(shelf.info),
+                band=shelf.info.reference_band,
                 others=tuple(other.source_id for other in one.others),
                 shared=n.source_id in shared,
             )

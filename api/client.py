@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import httpx
 
-from redshelf.api import calls
+from redshelf.api import calls, job_calls
 from redshelf.api.calls import Asking, Call, Pause, T, checked
 from redshelf.models.errors import BadInput, RedshelfError
 from redshelf.service.answers import JobAnswer, Phase, RedshiftAnswer, ShelfAnswer, SourceAnswer
@@ -107,7 +107,7 @@ class Client(_Asker):
             time.sleep(wait)
 
     def ask(self, question: Asking[T]) -> T:
-        """The answer to a question of `redshelf.api.calls`."""
+        """The answer to a question of `calls.py` or `job_calls.py`."""
         try:
             step = next(question)
             while True:
@@ -163,40 +163,40 @@ class Client(_Asker):
         return self.ask(calls.ensemble(source_ids, **asked))
 
     def submit(self, what: What, source_ids: Sequence[str], **asked: Any) -> str:
-        """See `calls.submit`."""
-        return self.ask(calls.submit(what, source_ids, **asked))
+        """See `job_calls.submit`."""
+        return self.ask(job_calls.submit(what, source_ids, **asked))
 
     def job(self, job_id: str) -> JobAnswer:
-        """See `calls.job`."""
-        return self.ask(calls.job(job_id))
+        """See `job_calls.job`."""
+        return self.ask(job_calls.job(job_id))
 
     def jobs(self, phase: Phase | None = None) -> list[JobAnswer]:
-        """See `calls.jobs`."""
-        return self.ask(calls.jobs(phase))
+        """See `job_calls.jobs`."""
+        return self.ask(job_calls.jobs(phase))
 
     def wait(self, job_id: str, *, progress: bool = False, timeout_s: float | None = None) -> JobAnswer:
-        """See `calls.wait`."""
-        return self.ask(calls.wait(job_id, progress=progress, timeout_s=timeout_s))
+        """See `job_calls.wait`."""
+        return self.ask(job_calls.wait(job_id, progress=progress, timeout_s=timeout_s))
 
     def result(self, job_id: str) -> Table:
-        """See `calls.result`."""
-        return self.ask(calls.result(job_id))
+        """See `job_calls.result`."""
+        return self.ask(job_calls.result(job_id))
 
     def result_bytes(self, job_id: str) -> bytes:
-        """See `calls.result_bytes`."""
-        return self.ask(calls.result_bytes(job_id))
+        """See `job_calls.result_bytes`."""
+        return self.ask(job_calls.result_bytes(job_id))
 
     def abort(self, job_id: str) -> None:
-        """See `calls.abort`."""
-        self.ask(calls.abort(job_id))
+        """See `job_calls.abort`."""
+        self.ask(job_calls.abort(job_id))
 
     def forget(self, job_id: str) -> None:
-        """See `calls.forget`."""
-        self.ask(calls.forget(job_id))
+        """See `job_calls.forget`."""
+        self.ask(job_calls.forget(job_id))
 
     def long_list(self, what: What, source_ids: Sequence[str], **asked: Any) -> Table:
-        """See `calls.long_list`."""
-        return self.ask(calls.long_list(what, source_ids, **asked))
+        """See `job_calls.long_list`."""
+        return self.ask(job_calls.long_list(what, source_ids, **asked))
 
 
 class AsyncClient(_Asker):
@@ -270,28 +270,28 @@ class AsyncClient(_Asker):
         return await self.ask(calls.ensemble(source_ids, **asked))
 
     async def submit(self, what: What, source_ids: Sequence[str], **asked: Any) -> str:
-        return await self.ask(calls.submit(what, source_ids, **asked))
+        return await self.ask(job_calls.submit(what, source_ids, **asked))
 
     async def job(self, job_id: str) -> JobAnswer:
-        return await self.ask(calls.job(job_id))
+        return await self.ask(job_calls.job(job_id))
 
     async def jobs(self, phase: Phase | None = None) -> list[JobAnswer]:
-        return await self.ask(calls.jobs(phase))
+        return await self.ask(job_calls.jobs(phase))
 
     async def wait(self, job_id: str, *, progress: bool = False, timeout_s: float | None = None) -> JobAnswer:
-        return await self.ask(calls.wait(job_id, progress=progress, timeout_s=timeout_s))
+        return await self.ask(job_calls.wait(job_id, progress=progress, timeout_s=timeout_s))
 
     async def result(self, job_id: str) -> Table:
-        return await self.ask(calls.result(job_id))
+        return await self.ask(job_calls.result(job_id))
 
     async def result_bytes(self, job_id: str) -> bytes:
-        return await self.ask(calls.result_bytes(job_id))
+        return await self.ask(job_calls.result_bytes(job_id))
 
     async def abort(self, job_id: str) -> None:
-        await self.ask(calls.abort(job_id))
+        await self.ask(job_calls.abort(job_id))
 
     async def forget(self, job_id: str) -> None:
-        await self.ask(calls.forget(job_id))
+        await self.ask(job_calls.forget(job_id))
 
     async def long_list(self, what: What, source_ids: Sequence[str], **asked: Any) -> Table:
-        return await self.ask(calls.long_list(what, source_ids, **asked))
+        return await self.ask(job_calls.long_list(what, source_ids, **asked))

@@ -1,4 +1,6 @@
-"""What each command of `cli.py` does: read the settings, call one service, print its answer, return the exit status."""
+"""What each command does: read the settings, call one service, print its answer, return the exit status.
+
+Those that work in parts are in `bulk_commands.py`."""
 
 from __future__ import annotations
 
@@ -7,38 +9,16 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from redshelf.api.arguments import progress, settings_of, shelf_of, tell
+from redshelf.api.bulk_commands import embed, index, ingest, neighbours, redshift
 from redshelf.models.errors import RedshelfError
 
 if TYPE_CHECKING:
     from redshelf.api.ask import Question
     from redshelf.models.training import Report
-    from redshelf.service.outputs import OutputReport, What
-    from redshelf.service.settings import Settings
     from redshelf.service.training import Run
-
-
-def _settings(arguments: Namespace) -> Settings:
-    from redshelf.service import settings
-
-    given = {name: getattr(arguments, name, None) for name in ("shelf", "host", "port", "workers")}
-    return settings.load(getattr(arguments, "settings", None), **given)
-
-
-def _shelf(arguments: Namespace) -> Path:
-    return _settings(arguments).shelf
-
-
-def _progress() -> bool:
-    return sys.stderr.isatty()
-
-
-def _report(values: Any, arguments: Namespace) -> int:
-    from redshelf.api import show
-
-    print(show.facts(values, as_json=arguments.json))
-    return 0
 
 
 def simulate(arguments: Namespace) -> int:
@@ -55,54 +35,28 @@ def simulate(arguments: Namespace) -> int:
         u_star=arguments.u_star,
         missing_nir=arguments.missing_nir,
         wrong_redshifts=arguments.wrong_redshifts,
-        progress=_progress(),
+        progress=progress(),
     )
-    return _report({"survey": written}, arguments)
-
-
-def ingest(arguments: Namespace) -> int:
-    from redshelf.service import ingest
-
-    survey, shelf = arguments.survey, _shelf(arguments)
-    on_slurm = arguments.runner == "slurm"
-    if arguments.part is not None or arguments.task is not None:
-        return _report(ingest.do(survey, shelf, part=arguments.part, task=arguments.task), arguments)
-    if arguments.commit:
-        return _report(
-            ingest.commit_or_resubmit(survey, shelf) if on_slurm else ingest.commit(survey, shelf), arguments
-        )
-    how: dict[str, Any] = {"update": arguments.update, "part_rows": arguments.part_rows}
-    sizes = {"task_parts": arguments.task_parts}
-    if arguments.plan:
-        plan = ingest.make_plan(survey, shelf, **how, **sizes)
-        told = {"parts": 0} if plan is None else {"plan": plan.facts.id, "parts": plan.parts, "tasks": plan.tasks}
-        return _report(told, arguments)
-    if on_slurm:
-        return _report(ingest.submit(survey, shelf, **how, **sizes, settings=arguments.slurm), arguments)
-    processes = 1 if arguments.processes is None else arguments.processes
-    found = ingest.ingest(survey, shelf, **how, processes=processes, runner=arguments.runner, progress=_progress())
-    return _report(found, arguments)
+    return tell({"survey": written}, arguments)
 
 
 def delete(arguments: Namespace) -> int:
     from redshelf.service.delete import delete, read_ids
 
-    return _report(delete(_shelf(arguments), read_ids(arguments.ids)), arguments)
+    return tell(delete(shelf_of(arguments), read_ids(arguments.ids)), arguments)
 
 
 def _run(arguments: Namespace) -> Run:
     from redshelf.service.training import Run
 
-    return Run(
-        **{f.name: getattr(arguments, f.name) for f in fields(Run) if f.name != "progress"}, progress=_progress()
-    )
+    return Run(**{f.name: getattr(arguments, f.name) for f in fields(Run) if f.name != "progress"}, progress=progress())
 
 
 def pretrain(arguments: Namespace) -> int:
     from redshelf.service.training import pretrain
 
     folder, report = pretrain(
-        _shelf(arguments),
+        shelf_of(arguments),
         name=arguments.name,
         objective=arguments.objective,
         size=arguments.size,
@@ -117,7 +71,7 @@ def train(arguments: Namespace) -> int:
     from redshelf.service.training import train
 
     folder, report = train(
-        _shelf(arguments),
+        shelf_of(arguments),
         name=arguments.name,
         model=arguments.model,
         start=arguments.start,
@@ -150,86 +104,14 @@ def _trained(folder: Path, report: Report, arguments: Namespace) -> int:
         summary["of_which"] = {f"{name} stage": steps for name, steps in report.stages.items()}
     if report.kept:
         summary["kept"] = f"the {report.kept} stage: the one after it did no better on the labels held out"
-    return _report(summary, arguments)
-
-
-def embed(arguments: Namespace) -> int:
-    from redshelf.service import bulk
-    from redshelf.service.embedding import Pretrained, embed
-
-    shelf, encoder = _shelf(arguments), arguments.encoder
-    on_slurm = arguments.runner == "slurm"
-    doing = {"batch_size": arguments.batch_size, "device": arguments.device}
-    if arguments.part is not None or arguments.task is not None:
-        return _report(bulk.do(shelf, encoder=encoder, part=arguments.part, task=arguments.task, **doing), arguments)
-    if arguments.commit:
-        found = (
-            bulk.commit_or_resubmit(shelf, encoder=encoder)
-            if on_slurm
-            else {"rows": bulk.commit(shelf, encoder=encoder)}
-        )
-        return _report({"encoder": encoder, **found}, arguments)
-    options = Pretrained(
-        input_px=arguments.input_px,
-        pca=arguments.pca,
-        photometry=arguments.with_photometry,
-        space=arguments.space,
-        sha256=arguments.sha256,
-        random_seed=arguments.random_seed,
-    )
-    what: dict[str, Any] = {"encoder": encoder, "weights": arguments.weights, "options": options}
-    sizes = {"part_rows": arguments.part_rows, "task_parts": arguments.task_parts}
-    if arguments.plan:
-        plan = bulk.make_plan(shelf, **what, **sizes)
-        told = {"parts": 0} if plan is None else {"plan": plan.id, "parts": plan.parts, "tasks": plan.tasks}
-        return _report({"encoder": encoder, **told}, arguments)
-    if on_slurm:
-        return _report(bulk.submit(shelf, **what, **sizes, settings=arguments.slurm, gpu=arguments.gpu), arguments)
-    sizes = {"batch_size": arguments.batch_size, "part_rows": arguments.part_rows}
-    revision, rows = embed(
-        shelf, **what, **sizes, device=arguments.device, runner=arguments.runner, progress=_progress()
-    )
-    return _report({"encoder": encoder, "revision": revision, "rows": rows}, arguments)
-
-
-def index(arguments: Namespace) -> int:
-    from redshelf.service import index as service
-
-    shelf, encoder = _shelf(arguments), arguments.encoder
-    on_slurm = arguments.runner == "slurm"
-
-    def built(found: service.Built) -> dict[str, Any]:
-        revision, told = found
-        summary = {"encoder": encoder, "revision": revision, "kind": told["kind"]}
-        return summary | {"recall": told["recall"]["value"], "table": told.get("table", [])}
-
-    if arguments.part is not None or arguments.task is not None:
-        return _report(service.do(shelf, encoder=encoder, part=arguments.part, task=arguments.task), arguments)
-    if arguments.commit:
-        end = service.commit_or_resubmit if on_slurm else service.commit
-        found = end(shelf, encoder=encoder)
-        return _report(built(found) if isinstance(found, tuple) else {"encoder": encoder, **found}, arguments)
-    memory = None if arguments.memory is None else service.size_of(arguments.memory)
-    how: dict[str, Any] = {"memory": memory, "recall": arguments.recall, "part_rows": arguments.part_rows}
-    sizes = {"task_parts": arguments.task_parts}
-    if arguments.plan:
-        plan = service.make_plan(shelf, encoder=encoder, **how, **sizes)
-        told = {"parts": 0} if plan is None else {"plan": plan.id, "parts": plan.parts, "tasks": plan.tasks}
-        return _report({"encoder": encoder, **told}, arguments)
-    if on_slurm:
-        return _report(service.submit(shelf, encoder=encoder, **how, **sizes, settings=arguments.slurm), arguments)
-    processes = 1 if arguments.processes is None else arguments.processes
-    made = service.build_index(
-        shelf, encoder=encoder, **how, processes=processes, runner=arguments.runner, progress=_progress()
-    )
-    return _report(built(made), arguments)
+    return tell(summary, arguments)
 
 
 def fit(arguments: Namespace) -> int:
     from redshelf.api import show
     from redshelf.service.fit import fit
 
-    report = fit(_shelf(arguments), encoder=arguments.encoder)
+    report = fit(shelf_of(arguments), encoder=arguments.encoder)
     print(show.facts(report, as_json=True) if arguments.json else show.fit(report))
     return 0
 
@@ -238,7 +120,7 @@ def publish(arguments: Namespace) -> int:
     from redshelf.service.publish import publish
 
     found = publish(
-        _shelf(arguments),
+        shelf_of(arguments),
         default_encoder=arguments.default_encoder,
         default_estimator=arguments.default_estimator,
     )
@@ -252,13 +134,13 @@ def publish(arguments: Namespace) -> int:
         "default_estimator": found.default_estimator,
         "files": len(found.files),
     }
-    return _report(summary, arguments)
+    return tell(summary, arguments)
 
 
 def serve(arguments: Namespace) -> int:
     from redshelf.api.app import serve
 
-    serve(_settings(arguments))
+    serve(settings_of(arguments))
     return 0
 
 
@@ -266,16 +148,16 @@ def keys(arguments: Namespace) -> int:
     from redshelf.api import show
     from redshelf.service import keys as service
 
-    state_dir = _settings(arguments).state_dir
+    state_dir = settings_of(arguments).state_dir
     if arguments.action == "add":
         key = service.add(state_dir, arguments.name, arguments.scope)
-        return _report({"name": arguments.name, "scope": arguments.scope, "key": key}, arguments)
+        return tell({"name": arguments.name, "scope": arguments.scope, "key": key}, arguments)
     if arguments.action == "revoke":
         service.revoke(state_dir, arguments.name)
-        return _report({"revoked": arguments.name}, arguments)
+        return tell({"revoked": arguments.name}, arguments)
     found = service.read(state_dir)
     if arguments.json:
-        return _report({"keys": [{"name": k.name, "scope": k.scope, "created": k.created} for k in found]}, arguments)
+        return tell({"keys": [{"name": k.name, "scope": k.scope, "created": k.created} for k in found]}, arguments)
     print(show.table(("name", "scope", "created"), [(k.name, k.scope, k.created) for k in found], left=3))
     return 0
 
@@ -302,7 +184,7 @@ def search(arguments: Namespace) -> int:
     from redshelf.api import show
     from redshelf.api.ask import open_asked
 
-    asked, question = open_asked(_shelf(arguments), arguments.url, arguments.api_key), _question(arguments)
+    asked, question = open_asked(shelf_of(arguments), arguments.url, arguments.api_key), _question(arguments)
     found = asked.neighbours(question, encoder=arguments.encoder, k=arguments.k)
     if arguments.json:
         print(found.model_dump_json())
@@ -320,60 +202,20 @@ def search(arguments: Namespace) -> int:
     return 0
 
 
-def _output(arguments: Namespace, what: What, **of_its_own: Any) -> int:
-    from redshelf.service import outputs
-
-    shelf, path, on_slurm = _shelf(arguments), arguments.path, arguments.runner == "slurm"
-    if arguments.part is not None or arguments.task is not None:
-        return _report(outputs.do(shelf, path, what, part=arguments.part, task=arguments.task), arguments)
-    if arguments.commit:
-        ended = outputs.commit_or_resubmit(shelf, path, what) if on_slurm else outputs.commit(shelf, path, what)
-        return _written(ended, arguments)
-    asked = outputs.Asked(
-        what,
-        encoder=arguments.encoder,
-        generation=arguments.generation,
-        part_rows=arguments.part_rows,
-        task_parts=arguments.task_parts,
-        **of_its_own,
-    )
-    if arguments.plan:
-        plan = outputs.make_plan(shelf, path, asked)
-        return _report({"plan": plan.id, "parts": plan.parts, "tasks": plan.tasks}, arguments)
-    if on_slurm:
-        return _report(outputs.submit(shelf, path, asked, settings=arguments.slurm), arguments)
-    processes = 1 if arguments.processes is None else arguments.processes
-    how: dict[str, Any] = {"processes": processes, "runner": arguments.runner, "progress": _progress()}
-    return _written(outputs.write(shelf, path, asked, **how), arguments)
-
-
-def _written(found: OutputReport | dict[str, Any], arguments: Namespace) -> int:
-    told = found if isinstance(found, dict) else {"path": found.path, "sources": found.sources, **found.facts}
-    return _report(told, arguments)
-
-
-def neighbours(arguments: Namespace) -> int:
-    return _output(arguments, "neighbours", k=arguments.k)
-
-
-def redshift(arguments: Namespace) -> int:
-    return _output(arguments, "redshift", estimator=arguments.estimator)
-
-
 def targets(arguments: Namespace) -> int:
     from redshelf.api import show
     from redshelf.service import targets as service
 
     if arguments.path is not None:
         service.check_path(arguments.path)  # before minutes of work
-    shelf = service.open_for(_shelf(arguments), arguments.encoder, arguments.generation)
+    shelf = service.open_for(shelf_of(arguments), arguments.encoder, arguments.generation)
     names = ("encoder", "mag_band", "mag_max", "ra", "dec", "radius_arcsec")
     found = service.targets(shelf, arguments.n, **{name: getattr(arguments, name) for name in names})
     if arguments.path is not None:
         service.write(arguments.path, found)
-        return _report({"path": arguments.path, **found.facts}, arguments)
+        return tell({"path": arguments.path, **found.facts}, arguments)
     if arguments.json:
-        return _report({**found.facts, "targets": found.table.to_pylist()}, arguments)
+        return tell({**found.facts, "targets": found.table.to_pylist()}, arguments)
     print(show.targets(found))
     return 0
 
@@ -381,24 +223,24 @@ def targets(arguments: Namespace) -> int:
 def map(arguments: Namespace) -> int:
     from redshelf.service.mapping import make
 
-    shelf = _shelf(arguments)
-    told = {"method": arguments.method, "seed": arguments.seed, "progress": _progress()}
-    return _report(make(shelf, arguments.encoder, **told), arguments)
+    shelf = shelf_of(arguments)
+    told = {"method": arguments.method, "seed": arguments.seed, "progress": progress()}
+    return tell(make(shelf, arguments.encoder, **told), arguments)
 
 
 def export(arguments: Namespace) -> int:
     from redshelf.indexing.export import export_hats
     from redshelf.indexing.layout import Layout
 
-    sources = export_hats(Layout(_shelf(arguments)), arguments.folder)
-    return _report({"folder": arguments.folder, "sources": sources}, arguments)
+    sources = export_hats(Layout(shelf_of(arguments)), arguments.folder)
+    return tell({"folder": arguments.folder, "sources": sources}, arguments)
 
 
 def check(arguments: Namespace) -> int:
     from redshelf.api import show
     from redshelf.service.check import check
 
-    found = check(_shelf(arguments), every=arguments.all, progress=_progress())
+    found = check(shelf_of(arguments), every=arguments.all, progress=progress())
     print(show.facts(found, as_json=True) if arguments.json else show.checked(found))
     return 1 if found.faults else 0
 
@@ -407,7 +249,7 @@ def status(arguments: Namespace) -> int:
     from redshelf.api import show
     from redshelf.service.status import status
 
-    found = status(_shelf(arguments))
+    found = status(shelf_of(arguments))
     print(show.facts(found, as_json=True) if arguments.json else show.status(found))
     return 0
 
@@ -434,7 +276,7 @@ def study(arguments: Namespace) -> int:
         any_revision=arguments.any_revision,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    _report(found, arguments)
+    tell(found, arguments)
     return 1 if found.failed else 0
 
 
@@ -446,12 +288,12 @@ def demo(arguments: Namespace) -> int:
         print(line, file=sys.stderr, flush=True)
 
     size = {} if arguments.sources is None else {"sources": arguments.sources}
-    report = demo(arguments.dir, say=say, progress=_progress(), **size)
+    report = demo(arguments.dir, say=say, progress=progress(), **size)
     print(show.facts(report, as_json=True) if arguments.json else show.demo(report), flush=True)
     if arguments.serve:
         from redshelf.api.app import serve
 
-        settings = _settings(arguments).model_copy(update={"shelf": report.shelf})
+        settings = settings_of(arguments).model_copy(update={"shelf": report.shelf})
         say(f"the page: http://{settings.host}:{settings.port}/source/{report.source_id}")
         serve(settings)
     return 0

@@ -6,6 +6,7 @@ holds, along rows and columns, and never gives more sky than that.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from urllib.parse import quote, urlencode
 
@@ -80,7 +81,8 @@ def _table(links: list[Link]) -> str:
 
 
 def _soda(request: Request, shelf: OpenShelf, source_ids: list[str]) -> str:
-    """The descriptor of the cutout service, with what it can do."""
+    """The descriptor of the cutout service, with what it can do: parameters are known by name, UCD and unit together
+    (SODA 1.0, 3.4), and that of one source says which circle covers its stamp (4.2)."""
     info = shelf.info
     side = info.cutout_px * info.pixel_scale_arcsec
     says = (
@@ -91,9 +93,15 @@ def _soda(request: Request, shelf: OpenShelf, source_ids: list[str]) -> str:
     metres = [band.wavelength_nm / 1e9 for band in info.bands if band.name in pictures.imaged(shelf)]
     low, high = min(metres), max(metres)
     band = element("VALUES", element("MIN", value=repr(low)) + element("MAX", value=repr(high)))
+    one, covered = "", ""
+    if len(source_ids) == 1:
+        one = source_ids[0]
+        row = shelf.row(one)
+        place = float(shelf.columns["ra"][row]), float(shelf.columns["dec"][row]), side / math.sqrt(2) / 3600
+        covered = element("VALUES", element("MAX", value=" ".join(map(repr, place))))
     inputs = (
-        param("ID", source_ids[0] if len(source_ids) == 1 else "", ucd="meta.id;meta.dataset", ref="ID")
-        + element("PARAM", name="CIRCLE", datatype="double", arraysize="3", xtype="circle", unit="deg",
+        param("ID", one, ucd="meta.ref.url;meta.curation", ref="ID")
+        + element("PARAM", covered, name="CIRCLE", datatype="double", arraysize="3", xtype="circle", unit="deg",
                   ucd="pos.outline;obs", value="")
         + element("PARAM", band, name="BAND", datatype="double", arraysize="2", xtype="interval", unit="m",
                   ucd="em.wl;stat.interval", value="")
@@ -125,7 +133,7 @@ def datalink(request: Request, shelf: Served) -> Response:
         return dali.failed("/datalink", error)
     content = votable.answered(_table(links), overflow=len(source_ids) > MAX_IDS)
     if shelf.info.has_images:
-        content += _soda(request, shelf, source_ids)
+        content += _soda(request, shelf, [link["ID"] for link in links if link.get("service_def")])
     return Response(votable.document(content), media_type=LINKS)
 
 

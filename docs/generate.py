@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+NEEDS = re.compile(r"<!-- needs: ([^;]*?)(?:;[^>]*)? -->")  # behind the semicolon: how it is tried
 ROOT = Path(__file__).resolve().parent.parent
 COMMENT = re.compile(r"^    (\w+): .*?(?:  # (.*))?$", re.MULTILINE)  # a field of a model, and what it says behind it
 TAGS = {
@@ -72,7 +73,7 @@ def options(parser: argparse.ArgumentParser) -> list[tuple[str, str]]:
 
 def commands() -> str:
     """The page of the commands, from the parser."""
-    from redshelf.api.cli import build_parser
+    from redshelf.api.parser import build_parser
 
     parser = build_parser()
     summary, parts = [], []
@@ -258,7 +259,6 @@ def settings() -> str:
         rows.append(
             (f"`{name}`", shown.replace("True", "true").replace("False", "false"), kind(one), told.get(name, ""))
         )
-    example = (ROOT / "docs" / "redshelf.toml").read_text(encoding="utf-8")
     return f"""# Settings
 
 Made from `service/settings.py`. Of a setting the command line wins over the environment, that over the file, and that
@@ -270,13 +270,12 @@ right one.
 `state_dir` is by default `redshelf` in `$XDG_STATE_HOME`, or `~/.local/state/redshelf`; `threads` as many as the
 machine has cores, at most four. Rates are such as `6000/minute` or `50/second`, and empty for none. Of lists, the
 variable holds the values separated by commas.
-
-```toml
-{example}```
+A file for a lab stands in [Serving a lab](../serving.md#workers).
 
 Variables that are no settings: `REDSHELF_SETTINGS` (the file), `REDSHELF_KEY` (the key that `redshelf search --url`
-and the Python client send), `REDSHELF_DATA` (the folder of the public catalogues that survey files and benchmarks name)
-and, of the tests, `REDSHELF_TORTURE`.
+sends, and the notebook), `REDSHELF_DATA` (the folder of the public catalogues that survey files and benchmarks name),
+`REDSHELF_REVISION` (what is told as the revision where there is no git at installation) and, of the tests,
+`REDSHELF_TORTURE`.
 """
 
 
@@ -340,21 +339,22 @@ ELSEWHERE = {
 }  # pages that stand beside what they are about; links of theirs are turned
 
 
-def brought(source: str) -> str:
-    """The text of a page that lies elsewhere, with its links turned to where they lead from the top of docs/."""
-    pages = {path: page for page, path in ELSEWHERE.items()}
+def turned(markdown: str, source: str, *, page: str) -> str:
+    """The links of a file of the repository, such as docs/trust.md, as they lead on the site from its `page`."""
+    pages = {path: name for name, path in ELSEWHERE.items()}
+    up = "../" * page.count("/")
 
-    def turned(match: re.Match[str]) -> str:
+    def turn(match: re.Match[str]) -> str:
         text, target = match[1], match[2]
-        if re.match(r"[a-z]+:|#", target):
-            return match[0]
         path, _, anchor = target.partition("#")
+        if not path or re.match(r"[a-z]+:", target):
+            return match[0]
         found = (ROOT / source).parent.joinpath(path).resolve().relative_to(ROOT).as_posix()
         if found in pages or found.startswith("docs/"):
-            return f"{text}({pages.get(found, found.removeprefix('docs/'))}{'#' + anchor if anchor else ''})"
+            return f"{text}({up}{pages.get(found, found.removeprefix('docs/'))}{'#' + anchor if anchor else ''})"
         return f"{text.removeprefix('[').removesuffix(']')} (`{found}`)"  # a file that is not on the site
 
-    return re.sub(r"(!?\[[^\]\n]*\])\(([^)\s]+)\)", turned, (ROOT / source).read_text(encoding="utf-8"))
+    return re.sub(r"(!?\[[^\]\n]*\])\(([^)\s]+)\)", turn, markdown)
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -364,12 +364,18 @@ def on_files(files: Any, config: Any) -> Any:
     for name, make in PAGES.items():
         files.append(File.generated(config, name, content=make()))
     for name, source in ELSEWHERE.items():
-        files.append(File.generated(config, name, content=brought(source)))
+        content = turned((ROOT / source).read_text(encoding="utf-8"), source, page=name)
+        files.append(File.generated(config, name, content=content))
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Bars in the code of a table's cell as MkDocs wants them: where GitHub needs a backslash it would show that."""
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """A page as the site shows it: links of the repository turned, what a block of commands needs said above it, and
+    bars in the code of a table's cell without the backslash that GitHub needs."""
+    name = page.file.src_uri
+    if name not in PAGES and name not in ELSEWHERE:
+        markdown = turned(markdown, f"docs/{name}", page=name)
+    markdown = NEEDS.sub(r"*Needs \1.*\n", markdown)
     lines = markdown.split("\n")
     bare = [re.sub(r"`[^`]*`", lambda code: code[0].replace("\\|", "|"), one) for one in lines]
     return "\n".join(new if old.startswith("|") else old for old, new in zip(lines, bare, strict=True))

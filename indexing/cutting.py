@@ -87,6 +87,10 @@ class IngestPlan(Parts):
     changed: Ints
     removed: Ints
 
+    @property
+    def id(self) -> str:
+        return self.facts.id
+
     @cached_property
     def pieces(self) -> list[tiling.Part]:
         """The parts."""
@@ -132,7 +136,7 @@ def write(layout: Layout, plan: IngestPlan, source: Origin) -> None:
     origin.write(home / ORIGIN_FILE, source)
     for name in ARRAYS:
         write_npy(home / f"{name}.npy", getattr(plan, name))
-    write_json(home / PLAN_FILE, {**asdict(plan.facts), "id": plan.facts.id})
+    write_json(home / PLAN_FILE, {**asdict(plan.facts), "id": plan.id})
 
 
 def write_sources(layout: Layout, facts: Facts, batches: Iterable[pa.RecordBatch]) -> None:
@@ -169,7 +173,7 @@ def source_of(layout: Layout) -> Origin:
 def is_open(layout: Layout, plan: IngestPlan) -> bool:
     """Whether this very plan is there still."""
     try:
-        return bool(read_json(folder(layout) / PLAN_FILE)["id"] == plan.facts.id)
+        return bool(read_json(folder(layout) / PLAN_FILE)["id"] == plan.id)
     except (BadInput, OSError, KeyError, TypeError):
         return False
 
@@ -208,7 +212,7 @@ def has_sources(layout: Layout, plan: IngestPlan) -> bool:
 def job(layout: Layout, plan: IngestPlan) -> Job:
     """The plan for a scheduler."""
     words = ("ingest", plan.facts.survey_file)
-    return Job("ingest", words, plan.facts.id, folder(layout), plan, partial(missing, layout, plan), False)
+    return Job("ingest", words, plan.id, folder(layout), plan, partial(missing, layout, plan), False)
 
 
 def _batches(

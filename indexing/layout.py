@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from redshelf.indexing.files import read_json, write_bytes
-from redshelf.models.bands import Band
+from redshelf.models.bands import Band, reference_band
 from redshelf.models.errors import BadInput, Conflict, NotFound, nearest
 
 SCHEMA_VERSION = 3  # tests/data keeps a shelf of each that has to be read
@@ -39,6 +39,11 @@ class ShelfInfo:
     @property
     def band_names(self) -> tuple[str, ...]:
         return tuple(band.name for band in self.bands)
+
+    @property
+    def reference_band(self) -> str:
+        """The band whose magnitude stands for brightness: the one nearest to the i band."""
+        return self.bands[reference_band([band.wavelength_nm for band in self.bands])].name
 
     @property
     def has_images(self) -> bool:

@@ -1,6 +1,6 @@
 """The errors a user can cause. Every message names what was wrong, the value, and what was expected.
 
-`api/app.py` turns each class into one HTTP status, `api/cli.py` into exit status 1 (85 for
+`api/problems.py` turns each class into one HTTP status, `api/cli.py` into exit status 1 (85 for
 `Interrupted`): nothing else catches them.
 """
 

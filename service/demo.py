@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from redshelf.models import metrics
-from redshelf.models.bands import reference_band
 from redshelf.models.errors import Conflict
 from redshelf.service.answers import NeighboursAnswer, RedshiftAnswer
 from redshelf.service.redshift import estimate, redshifts
@@ -90,7 +89,7 @@ def example(shelf: OpenShelf, z_true: npt.NDArray[np.float64]) -> int:
     fit = shelf.redshift()
     rows = np.flatnonzero(np.isfinite(z_true) & ~np.isfinite(shelf.columns["z_spec"]))
     prediction = estimate(fit, rows, estimator=shelf.generation.default_estimator or "knn")
-    red = reference_band([band.wavelength_nm for band in shelf.info.bands])
+    red = shelf.info.band_names.index(shelf.info.reference_band)
     magnitude = shelf.columns["magnitudes"][rows, red]
     good = prediction.support.in_support & np.isfinite(magnitude)
     candidates = rows[good] if good.any() else rows

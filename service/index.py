@@ -20,7 +20,7 @@ from redshelf.indexing.flat import Floats, Halves
 from redshelf.indexing.jobs import PLAN_FILE, Do, Run, discard
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.runners import on_processes, on_ray
-from redshelf.models.bands import State, reference_band
+from redshelf.models.bands import State
 from redshelf.models.errors import BadInput, Conflict
 from redshelf.models.signals import stop_signals
 from redshelf.service.bulk import commit_or_send, send
@@ -46,8 +46,7 @@ def _batches(layout: Layout, plan: IndexPlan) -> Iterable[Halves]:
 
 def _brightness(layout: Layout, plan: IndexPlan) -> Floats:
     """Flux [microjansky] of every row in the band nearest to the i band, NaN where it was not observed. (rows,)"""
-    info = layout.read_info()
-    name = info.band_names[reference_band([band.wavelength_nm for band in info.bands])]
+    name = layout.read_info().reference_band
     table = store.open_table(layout.sources).to_table(columns=[f"flux_{name}", f"state_{name}"], limit=plan.rows)
     flux, state = table[f"flux_{name}"].to_numpy(), table[f"state_{name}"].to_numpy()
     return np.where(state == State.NOT_OBSERVED, np.nan, flux).astype(np.float32)

@@ -26,7 +26,7 @@ from redshelf.models import plane
 from redshelf.models.errors import BadInput, NotFound, RedshelfError, nearest
 from redshelf.models.plane import Method
 from redshelf.service import maps, places
-from redshelf.service.maps import COLOURS, SKY, Manifest, Sky, magnitude_band, values_of
+from redshelf.service.maps import COLOURS, SKY, Manifest, Sky, values_of
 from redshelf.service.redshift import REASONS, choose, estimate, is_refused, judge
 from redshelf.service.shelf import OpenShelf, open_shelf
 
@@ -284,7 +284,7 @@ def _write(
         zooms=len(levels),
         colours=colours,
         known=known,
-        magnitude_band=magnitude_band(shelf),
+        magnitude_band=shelf.info.reference_band,
         sky=placed.sky,
         created=time.time(),
         files={file: FileFacts(**facts) for file, facts in manifest(work, [work]).items()},

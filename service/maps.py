@@ -196,16 +196,9 @@ def values_of(
         z_spec = column("z_spec")
         return np.asarray(np.abs(column("z_phot") - z_spec) / (1 + z_spec))
     if colour == "magnitude":
-        band = shelf.info.band_names.index(magnitude_band(shelf))
+        band = shelf.info.band_names.index(shelf.info.reference_band)
         return np.asarray(np.asarray(shelf.columns["magnitudes"])[rows, band], dtype=np.float32)
     return column(colour)
-
-
-def magnitude_band(shelf: OpenShelf) -> str:
-    """The band whose magnitude is drawn: that nearest to i."""
-    from redshelf.models.bands import reference_band
-
-    return shelf.info.bands[reference_band([band.wavelength_nm for band in shelf.info.bands])].name
 
 
 def check(layout: Layout, published: Iterable[Generation]) -> Iterator[tuple[str, bool]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +42,6 @@ class Asked:
     estimator: str | None = None
     generation: int | None = None
     part_rows: int | None = None
-    task_parts: int | None = None
 
     def __post_init__(self) -> None:
         if self.k is not None:
@@ -91,16 +90,23 @@ def _table(shelf: OpenShelf, what: str, format: str, *, encoder: str | None, k: 
     return photoz.table(shelf, encoder=encoder, estimator=by, format=format)
 
 
-def _plan(layout: Layout, path: Path, asked: Asked, agreed: Callable[[Plan], object] = lambda plan: None) -> Plan:
+def _plan(
+    layout: Layout,
+    path: Path,
+    asked: Asked,
+    *,
+    task_parts: int | None = None,
+    agreed: Callable[[Plan], object] = lambda plan: None,
+) -> Plan:
     """The plan that is open for the file, or a new one, which is written unless `agreed` raises.
 
     `Conflict` where the open one is of something else than is asked for, and for a file that is there.
     """
     if (found := outputs.find(path, asked.what)) is not None:
-        for name in ("generation", "encoder", "k", "estimator", "part_rows", "task_parts"):
-            if getattr(asked, name) not in (None, getattr(found, name)):
+        for name, value in {**asdict(asked), "task_parts": task_parts}.items():
+            if value not in (None, getattr(found, name)):
                 raise Conflict(
-                    f"an open plan has {name}={getattr(found, name)}, not {getattr(asked, name)}: finish it, or remove "
+                    f"an open plan has {name}={getattr(found, name)}, not {value}: finish it, or remove "
                     f"{outputs.folder(path)}"
                 )
         _check_shelf(layout, found)
@@ -120,7 +126,7 @@ def _plan(layout: Layout, path: Path, asked: Asked, agreed: Callable[[Plan], obj
         generation_sha256=sha256(generation.path_of(layout, number)),
         rows=table.rows,
         part_rows=outputs.PART_ROWS if asked.part_rows is None else asked.part_rows,
-        task_parts=outputs.TASK_PARTS if asked.task_parts is None else asked.task_parts,
+        task_parts=outputs.TASK_PARTS if task_parts is None else task_parts,
         **table.facts,
     )
     agreed(plan)
@@ -213,11 +219,11 @@ def write(
         return _end(layout, plan)
 
 
-def make_plan(root: Path, path: Path, asked: Asked) -> Plan:
+def make_plan(root: Path, path: Path, asked: Asked, *, task_parts: int | None = None) -> Plan:
     """Write the plan of the file for whoever does its parts, or return the one that is open."""
     path = path.absolute()
     with _writing(path, asked.what):
-        return _plan(Layout(root), path, asked)
+        return _plan(Layout(root), path, asked, task_parts=task_parts)
 
 
 def do(root: Path, path: Path, what: What, *, part: int | None = None, task: int | None = None) -> dict[str, int]:
@@ -257,7 +263,7 @@ def commit(root: Path, path: Path, what: What) -> OutputReport:
         return _end(Layout(root), outputs.get(path, what))
 
 
-def submit(root: Path, path: Path, asked: Asked, *, settings: Path) -> dict[str, Any]:
+def submit(root: Path, path: Path, asked: Asked, *, settings: Path, task_parts: int | None = None) -> dict[str, Any]:
     """Plan here, and submit the tasks, which ask for no GPU, and the commit to SLURM; says what was submitted.
 
     What SLURM or the limits of the site do not allow is said before anything is written.
@@ -265,7 +271,8 @@ def submit(root: Path, path: Path, asked: Asked, *, settings: Path) -> dict[str,
     layout, path, known = Layout(root), path.absolute(), slurm.load(settings)
     slurm.check_site(known, slurm.CPU)
     with _writing(path, asked.what):
-        plan = _plan(layout, path, asked, agreed=lambda plan: slurm.check_size(known, slurm.CPU, plan))
+        agreed = partial(slurm.check_size, known, slurm.CPU)
+        plan = _plan(layout, path, asked, task_parts=task_parts, agreed=agreed)
     return send(layout, outputs.job(plan), known, kind=slurm.CPU)
 
 

@@ -17,7 +17,7 @@ from redshelf.models.errors import BadInput, nearest
 
 PREFIX = "REDSHELF_"
 # where the settings are; where tests find the real files; how often they repeat themselves; the key of `search --url`
-NOT_SETTINGS = {"REDSHELF_SETTINGS", "REDSHELF_DATA", "REDSHELF_TORTURE", "REDSHELF_KEY"}
+NOT_SETTINGS = {"REDSHELF_SETTINGS", "REDSHELF_DATA", "REDSHELF_TORTURE", "REDSHELF_KEY", "REDSHELF_REVISION"}
 ENDPOINT = r"^(https?://[A-Za-z0-9.\[\]:-]+(/[A-Za-z0-9._~/-]*)?)?$"  # as OpenTelemetry has it: without /v1/traces
 RATE = r"^([1-9]\d{0,6}/(second|minute|hour|day))?$"  # "" for none
 

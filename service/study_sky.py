@@ -19,7 +19,7 @@ from redshelf.indexing.batches import Reader, photometry_columns
 from redshelf.indexing.files import read_json, sha256, write_json
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.simulate import simulate
-from redshelf.models.bands import Band, flux_to_ab, reference_band
+from redshelf.models.bands import Band, flux_to_ab
 from redshelf.models.encoder import Batch
 from redshelf.service.fit import NOT_GALAXIES
 from redshelf.service.ingest import ingest
@@ -151,7 +151,7 @@ def prepare(folder: Path, wanted: Wanted, *, targets: int, processes: int) -> No
     z_true[rows] = np.asarray(truth["Z_TRUE"], dtype=np.float64)
     z_true[star] = np.nan
     galaxy = ~np.isin(np.array(sources["object_class"].to_pylist()), NOT_GALAXIES)
-    magnitude = flux_to_ab(arrays["flux"])[:, reference_band([b.wavelength_nm for b in info.bands])]
+    magnitude = flux_to_ab(arrays["flux"])[:, info.band_names.index(info.reference_band)]
     observed = Table.read(survey / "catalogue.fits")  # what a spectroscopist would select on
     flux = {name: np.asarray(observed[f"FLUX_{name}"], dtype=np.float64)[place] for name in info.band_names}
     chance = np.stack(

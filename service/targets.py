@@ -21,7 +21,6 @@ from redshelf.indexing.files import write_bytes
 from redshelf.indexing.filters import Filters, row_mask
 from redshelf.indexing.layout import Layout
 from redshelf.models import acquisition
-from redshelf.models.bands import reference_band
 from redshelf.models.errors import BadInput, Conflict, NotFound, nearest
 from redshelf.service.fit import LABEL_KINDS
 from redshelf.service.listing import told
@@ -78,7 +77,7 @@ def targets(
     bands = shelf.info.band_names
     if mag_band is not None and mag_band not in bands:
         raise BadInput(f"band {mag_band!r} is not in this survey; {nearest(mag_band, bands)}")
-    band = mag_band or bands[reference_band(tuple(one.wavelength_nm for one in shelf.info.bands))]
+    band = mag_band or shelf.info.reference_band
     limits = Filters(
         mag_band=None if mag_band is None and mag_max is None else band,
         mag_max=mag_max,

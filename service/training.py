@@ -23,7 +23,7 @@ from redshelf.indexing.files import alone
 from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.indexing.memory import keep_freed_memory
 from redshelf.models import checkpoint, parallel
-from redshelf.models.bands import State, flux_to_ab, reference_band
+from redshelf.models.bands import State, flux_to_ab
 from redshelf.models.encoder import StoredEncoder
 from redshelf.models.errors import BadInput, Conflict, nearest
 from redshelf.service.fit import GalaxyLabels, read_labels
@@ -96,8 +96,7 @@ class Run:
 
 def reference_magnitude(layout: Layout, info: ShelfInfo) -> npt.NDArray[np.float64]:
     """AB magnitude of every source in the reference band, (N,); NaN where there is none."""
-    band = info.band_names[reference_band([b.wavelength_nm for b in info.bands])]
-    table = store.open_table(layout.sources).to_table(columns=[f"flux_{band}"])
+    table = store.open_table(layout.sources).to_table(columns=[f"flux_{info.reference_band}"])
     return np.asarray(flux_to_ab(table.column(0).to_numpy()))
 
 

@@ -36,8 +36,8 @@ LONG = (
 )  # fmt: skip
 # minutes each, so that no process of `make test` begins with one of them when the others are done
 LONGEST = (
-    "test_slurm", "test_encoders", "test_specialise", "test_docs", "test_described", "test_kills", "test_scenarios",
-    "test_swaps",
+    "test_study", "test_encoders", "test_update", "test_slurm", "test_docs", "test_overload", "test_assembly",
+    "test_resume", "test_kills", "test_specialise", "test_described", "test_scenarios", "test_swaps",
 )  # fmt: skip
 QUICK = "not slow"  # as `make check` selects
 

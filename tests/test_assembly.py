@@ -365,8 +365,8 @@ def test_the_steps_of_the_command_give_the_index_of_one_call(
     once = contents(folder)
     (folder / ann.MANIFEST).unlink()
     assert run("--plan", "--part-rows", "300", "--task-parts", "2")["parts"] == 6
-    assert run("--task", "1") == {"parts": 2, "done_before": 0, "rows": 600}
-    assert run("--part", "2") == {"parts": 1, "done_before": 1, "rows": 300}
+    assert run("--task", "1") == {"encoder": "photometry", "parts": 2, "done_before": 0, "rows": 600}
+    assert run("--part", "2") == {"encoder": "photometry", "parts": 1, "done_before": 1, "rows": 300}
     assert main(["status", "--shelf", str(shelf)]) == 0
     assert "index      photometry: 2 of 6 parts, 600 of 1600 sources" in capsys.readouterr().out
     assert main(["index", "--encoder", "photometry", "--shelf", str(shelf), "--commit"]) == 1

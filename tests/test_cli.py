@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pyarrow.dataset
 import pytest
 
-from redshelf.api.cli import build_parser, main
+from redshelf.api.cli import main
+from redshelf.api.parser import build_parser
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

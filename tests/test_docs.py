@@ -73,7 +73,7 @@ def test_every_shell_block_says_what_runs_it_or_what_it_needs(path: Path) -> Non
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_command_of_every_page_is_one_that_the_parser_takes(path: Path) -> None:
-    from redshelf.api.cli import build_parser
+    from redshelf.api.parser import build_parser
 
     parser = build_parser()
     for block in re.findall(r"```sh\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
@@ -292,7 +292,7 @@ def loaded(name: str, code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_every_command_and_option_is_in_the_reference_and_says_what_it_is(generate: types.ModuleType) -> None:
-    from redshelf.api.cli import build_parser
+    from redshelf.api.parser import build_parser
 
     text = generate.commands()
     for name, parser in generate.parsers(build_parser()):
@@ -354,15 +354,27 @@ def test_every_key_of_a_survey_file_is_in_the_reference_and_says_what_it_is(gene
             assert f"| `{name}` |" in part and generate.comments(model)[name], f"{section}.{name}"
 
 
-@pytest.mark.parametrize("path", [DOCS / "redshelf.toml", DOCS / "serving.md"], ids=lambda path: path.name)
-def test_settings_files_of_the_pages_are_taken(path: Path, tmp_path: Path) -> None:
+def test_the_settings_file_of_the_page_is_taken(tmp_path: Path) -> None:
     from redshelf.service.settings import load
 
-    text = path.read_text(encoding="utf-8")
-    (content,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if path.suffix == ".md" else [text]
+    (content,) = re.findall(r"```toml\n(.*?)```", page("serving"), re.DOTALL)
     file = tmp_path / "redshelf.toml"
     file.write_text(content)
     assert load(file, environ={}).workers == 4
+
+
+def test_the_data_flow_is_drawn_alike_wherever_it_is_drawn() -> None:
+    (drawn,) = re.findall(r"```\n(survey.toml .*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    for name in ("index", "architecture"):
+        assert drawn in page(name), name
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_link_of_a_page_leads_somewhere_in_the_repository_too(path: Path) -> None:
+    """But for the references, which are made when the site is built."""
+    for link in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")):
+        if not re.match(r"[a-z]+:", link) and not link.startswith("reference/"):
+            assert (path.parent / link).exists(), link
 
 
 # ---- numbers
@@ -434,6 +446,12 @@ def test_the_site_shows_bars_in_tables_and_no_backslash_before_them(site: Path) 
     for path in site.rglob("*.html"):
         assert not re.search(r"<td>.*\\\|", path.read_text(encoding="utf-8")), path.name
     assert "<code>--runner local|slurm|ray</code>" in (site / "reference" / "commands.html").read_text(encoding="utf-8")
+
+
+def test_the_site_says_what_a_block_of_commands_needs_and_leads_to_the_pages_of_other_folders(site: Path) -> None:
+    deploying = (site / "deploy.html").read_text(encoding="utf-8")
+    assert "<em>Needs root.</em>" in deploying and "tests/test_deploy.py runs install.sh" not in deploying
+    assert 'href="benchmarks.html#targetspy' in (site / "targets.html").read_text(encoding="utf-8")
 
 
 def test_the_site_asks_nothing_of_another_host(site: Path) -> None:

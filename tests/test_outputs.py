@@ -31,7 +31,7 @@ from redshelf.service.publish import publish
 from redshelf.service.shelf import open_shelf
 
 LINKS = str(Path(__file__).parent / "links")
-ASKED = Asked("neighbours", k=5, encoder="photometry", part_rows=64, task_parts=2)  # 5 parts, 3 tasks
+ASKED = Asked("neighbours", k=5, encoder="photometry", part_rows=64)  # 5 parts
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def plan(tiny_shelf: Path, path: Path) -> Plan:
-    return outputs.make_plan(tiny_shelf, path, ASKED)
+    return outputs.make_plan(tiny_shelf, path, ASKED, task_parts=2)  # 3 tasks
 
 
 def same(path: Path, whole: pa.Table) -> None:
@@ -292,6 +292,8 @@ def test_an_open_plan_is_gone_on_with_and_another_question_is_refused(tiny_shelf
     ):
         with pytest.raises(Conflict, match=says):
             outputs.make_plan(tiny_shelf, path, Asked("neighbours", **how))  # type: ignore[arg-type]
+    with pytest.raises(Conflict, match="an open plan has task_parts=2, not 3"):
+        outputs.make_plan(tiny_shelf, path, Asked("neighbours"), task_parts=3)
     with pytest.raises(Conflict, match="holds parts of `redshelf neighbours`, not of redshift"):
         outputs.make_plan(tiny_shelf, path, Asked("redshift"))
 
@@ -302,7 +304,7 @@ def test_a_generation_that_is_published_meanwhile_changes_nothing(
     root, path = tmp_path / "shelf", tmp_path / "out" / "n.parquet"
     shutil.copytree(tiny_shelf, root)
     path.parent.mkdir()
-    outputs.make_plan(root, path, ASKED)
+    outputs.make_plan(root, path, ASKED, task_parts=2)
     outputs.do(root, path, "neighbours", task=1)
     opened = open_shelf(root)
     unlabelled = np.flatnonzero(np.isnan(opened.columns["z_spec"]))[0]  # with a label, the fits would have to go, too
@@ -336,7 +338,7 @@ def test_a_plan_whose_folder_was_removed_is_told_no_more(tiny_shelf: Path, path:
     assert plan in parts_of_plan.open_plans(outputs.Layout(tiny_shelf))
     shutil.rmtree(folder(path))
     assert plan not in parts_of_plan.open_plans(outputs.Layout(tiny_shelf))
-    other = outputs.make_plan(tiny_shelf, path.with_name("other.parquet"), ASKED)
+    other = outputs.make_plan(tiny_shelf, path.with_name("other.parquet"), ASKED, task_parts=2)
     notes = {note.stem for note in (tiny_shelf / "work" / "outputs").iterdir()}
     assert other.id in notes and plan.id not in notes
 

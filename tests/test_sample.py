@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redshelf.indexing import ann, ivf, sample, store
-from redshelf.indexing.layout import Layout
+from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.service import index as service
 from redshelf.service.embedding import embed
 from redshelf.service.ingest import ingest
@@ -100,7 +100,7 @@ def test_a_source_that_was_not_observed_has_no_brightness(tmp_path: Path) -> Non
     sources = store.open_table(Layout(root).sources).to_table()
     np.testing.assert_array_equal(service._brightness(Layout(root), plan), sources["flux_i"].to_numpy())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service, "reference_band", lambda wavelengths: 0)  # g, in which the first was not observed
+        patch.setattr(ShelfInfo, "reference_band", "g")  # g, in which the first was not observed
         got = service._brightness(Layout(root), plan)
     unseen = sources["source_id"].to_numpy() == "s0000"
     assert unseen.sum() == 1

@@ -176,9 +176,8 @@ def test_the_limits_of_an_output_are_checked_before_anything_is_planned(
     fake(tmp_path / "bin", monkeypatch, sbatch="exit 0", scontrol="echo 'MaxArraySize = 4'")
     where = settings(tmp_path)
     with pytest.raises(BadInput, match=r"5 tasks: this cluster's arrays have at most 4; .*\(--task-parts 4\)"):
-        outputs.submit(
-            bare_shelf, tmp_path / "n.parquet", Asked("neighbours", part_rows=4, task_parts=3), settings=where
-        )
+        asked = Asked("neighbours", part_rows=4)
+        outputs.submit(bare_shelf, tmp_path / "n.parquet", asked, task_parts=3, settings=where)
     assert {path.name for path in tmp_path.iterdir()} == {"bin", where.name}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from io import BytesIO
 from pathlib import Path
@@ -310,6 +311,29 @@ def test_a_circle_cuts_the_stored_stamp_to_the_pixels_that_it_touches(client: Te
     assert by_pos.content == client.get(f"/soda/sync?ID=s0010&CIRCLE={circle}").content
     by_place = client.get(f"/soda/sync?CIRCLE={circle}")
     assert by_place.content == by_pos.content
+
+
+def test_the_descriptor_of_one_source_says_which_circle_holds_its_stamp(client: TestClient, shelf: OpenShelf) -> None:
+    """By name, UCD and unit clients know a parameter of SODA (1.0, 3.4); the values are of 4.2."""
+
+    def told(ids: str) -> tuple[dict[str, tuple[str, str, str]], list[str]]:
+        found = re.search(r'<GROUP name="inputParams">.*?</GROUP>', client.get(f"/datalink?{ids}").text, re.DOTALL)
+        assert found
+        group = ET.fromstring(found[0])
+        inputs = {p.get("name", ""): (p.get("ucd", ""), p.get("unit", ""), p.get("value", "")) for p in group}
+        circle = next(p for p in group if p.get("name") == "CIRCLE")
+        return inputs, [one.get("value", "") for one in circle.iter("MAX")]
+
+    inputs, (circle,) = told("ID=s0010")
+    assert inputs["ID"] == ("meta.ref.url;meta.curation", "", "s0010")
+    assert inputs["CIRCLE"] == ("pos.outline;obs", "deg", "")
+    assert inputs["BAND"] == ("em.wl;stat.interval", "m", "")
+    whole = client.get("/soda/sync?ID=s0010").content
+    assert client.get("/soda/sync", params={"ID": "s0010", "CIRCLE": circle}).content == whole
+    ra, dec, radius = circle.split()
+    smaller = client.get("/soda/sync", params={"CIRCLE": f"{ra} {dec} {float(radius) * 0.65}"})
+    assert fits.open(BytesIO(smaller.content))["I"].shape < (32, 32), "the circle is close to the smallest"
+    assert told("ID=s0010&ID=s0011")[1] == told("ID=no-such")[1] == []
 
 
 @pytest.mark.parametrize(
