@@ -98,7 +98,7 @@ release: venv
 
 # the pictures of docs/pages, of the demo's shelf
 screenshots: venv
-	$(BIN)/redshelf demo --dir $(DEMO_DIR) --no-serve
+	test -d $(DEMO_DIR)/shelf/generations || $(BIN)/redshelf demo --dir $(DEMO_DIR) --no-serve
 	PYTHONPATH=tests/links $(BIN)/python docs/screenshots.py $(DEMO_DIR)/shelf
 
 clean:

@@ -24,12 +24,12 @@ from real_hsc import write_survey
 from redshelf.indexing.batches import Reader
 from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.models import checkpoint
-from redshelf.models.backbone import visible
+from redshelf.models.backbone import observed, visible
 from redshelf.models.bank import exact_neighbours
 from redshelf.models.encoder import Batch, Encoder
 from redshelf.models.fresh import fresh
 from redshelf.models.training import seeded
-from redshelf.models.views import hidden, noisier, observed, oriented
+from redshelf.models.views import hidden, noisier, oriented
 from redshelf.models.vit import sized
 from redshelf.service.ingest import ingest
 from redshelf.service.training import Run, pretrain

@@ -201,12 +201,12 @@ def brute_force(
     return np.sqrt(best), nearest
 
 
-def measure(index: Index, *, queries: int = RECALL_QUERIES, k: int = RECALL_K, seed: int = 0) -> float:
+def measure(index: Index, *, queries: int = RECALL_QUERIES, seed: int = 0) -> float:
     """The fraction of true neighbours that a search finds, on stored vectors; a tie in distance counts as found."""
     known = np.flatnonzero(index.known)
     rows = np.sort(np.random.default_rng(seed).choice(known, min(queries, len(known)), replace=False))
     vectors = index.take(rows).astype(np.float32)
-    k = min(k + 1, len(known))  # each finds itself, which does not count
+    k = min(RECALL_K + 1, len(known))  # each finds itself, which does not count
     true, _ = index.search(vectors, k, exact=True)
     found, _ = index.search(vectors, k)
     reached = (found <= true[:, -1:] * (1 + 1e-5) + 1e-6)[:, 1:] if k > 1 else np.ones((len(rows), 1), dtype=bool)

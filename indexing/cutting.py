@@ -32,8 +32,8 @@ from redshelf.indexing.memory import keep_freed_memory
 from redshelf.indexing.origin import Origin
 from redshelf.indexing.parts import commit_parts, done_parts, write_part
 from redshelf.indexing.survey import Survey
-from redshelf.indexing.vectors import ahead
 from redshelf.models.errors import BadInput, Conflict, Interrupted, NotFound
+from redshelf.models.threads import ahead
 
 PART_ROWS, TASK_PARTS = 4096, 256  # a task of a million rows: minutes of one core
 BATCHES_AHEAD = 8  # of cutouts, made while others are written

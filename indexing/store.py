@@ -118,8 +118,6 @@ def fixed_list(values: npt.NDArray[Any]) -> pa.FixedSizeListArray:
 def list_values(column: pa.ChunkedArray | pa.FixedSizeListArray) -> npt.NDArray[Any]:
     """The reverse of `fixed_list`: (N, size)."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):  # combine_chunks of no chunk
-        array = pa.concat_arrays(array.chunks)
     values = array.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(values.reshape(len(array), array.type.list_size))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from redshelf.indexing.batches import Reader, converted
 from redshelf.models.encoder import Encoder
 from redshelf.models.errors import BadInput
 from redshelf.models.parallel import usable_device
+from redshelf.models.threads import ahead
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,25 +40,6 @@ Vectors = npt.NDArray[np.float16]
 def cut(span: Span, size: int) -> list[Span]:
     """The span in pieces of `size` rows, the last one shorter."""
     return [(start, min(start + size, span[1])) for start in range(*span, size)]
-
-
-def ahead(jobs: Iterable[Callable[[], T]], *, threads: int = 1, depth: int = 2) -> Generator[T, None, None]:
-    """What each of `jobs` returns, in order, while `threads` threads work on up to `depth` of those that come next.
-
-    What a job raises is raised here, in its turn. Close the generator to give up the jobs that have not begun.
-    """
-    with ThreadPoolExecutor(threads, "read") as pool:
-        coming: deque[Future[T]] = deque()
-        try:
-            for job in jobs:
-                coming.append(pool.submit(job))
-                if len(coming) > depth:
-                    yield coming.popleft().result()
-            while coming:
-                yield coming.popleft().result()
-        finally:
-            for future in coming:
-                future.cancel()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from redshelf.models import local_pit
 from redshelf.models.bank import exact_neighbours
 from redshelf.models.errors import BadInput
-from redshelf.models.knn import RIDGE, bandwidth, kernel_weights, smoothed_pdf
+from redshelf.models.knn import bandwidth, kernel_weights, local_slopes, smoothed_pdf
 from redshelf.models.pdf import Pdf
 
 Floats = npt.NDArray[np.float64]
@@ -193,16 +193,3 @@ class AdaptiveKnn:
             width = self.smoothing * bandwidth(samples, share, self.floor)
             density[rows] = smoothed_pdf(self.edges, samples, share, width).density
         return Pdf(self.edges, density), shown
-
-
-def local_slopes(values: Floats, offsets: npt.NDArray[np.floating], weights: Floats) -> Floats:
-    """Slopes (N, D) of the weighted ridge planes of `knn.local_samples`: `values` (N, k), `offsets` (N, k, D)."""
-    mean_offset = (weights[:, None] @ offsets).astype(np.float64)
-    mean_value = (weights * values).sum(axis=1, keepdims=True)
-    scaled = ((offsets - mean_offset) * np.sqrt(weights)[:, :, None]).astype(np.float32)
-    matrix = (scaled.transpose(0, 2, 1) @ scaled).astype(np.float64)
-    right = scaled.transpose(0, 2, 1) @ (np.sqrt(weights) * (values - mean_value))[:, :, None]
-    diagonal = np.arange(matrix.shape[1])
-    trace = matrix[:, diagonal, diagonal].sum(axis=1)
-    matrix[:, diagonal, diagonal] += (RIDGE * trace / len(diagonal) + 1e-12)[:, None]
-    return np.asarray(np.linalg.solve(matrix, right)[:, :, 0])

@@ -34,10 +34,10 @@ class Interrupted(RedshelfError):
     exit_status = 85  # what a SLURM job script requeues on
 
 
-def nearest(name: str, known: Iterable[str], *, n: int = 3) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence part naming the known names nearest to `name`, for error messages."""
     names = sorted(known)
-    close = get_close_matches(name, names, n=n, cutoff=0.5)
+    close = get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return f"nearest: {', '.join(close)}"
     shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")

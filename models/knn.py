@@ -60,11 +60,8 @@ def kernel_weights(distance: Floats, weights: Floats) -> Floats:
     return np.asarray(out / out.sum(axis=1, keepdims=True))
 
 
-def local_samples(values: Floats, offsets: npt.NDArray[np.floating], weights: Floats) -> Floats:
-    """Neighbour values (N, k) moved to the query by a weighted ridge plane, each clipped to its row's range.
-
-    `offsets` (N, k, D): neighbour minus query. The row's weighted mean is then the local-linear fit at the query.
-    """
+def local_slopes(values: Floats, offsets: npt.NDArray[np.floating], weights: Floats) -> npt.NDArray[np.float32]:
+    """Slopes (N, D) of a weighted ridge plane through values (N, k) at `offsets` (N, k, D) from the query."""
     offsets, share = offsets.astype(np.float32, copy=False), weights.astype(np.float32)
     root = np.sqrt(share)
     scaled = offsets - share[:, None] @ offsets
@@ -81,7 +78,16 @@ def local_samples(values: Floats, offsets: npt.NDArray[np.floating], weights: Fl
         slope = turned @ np.linalg.solve(matrix, right).astype(np.float32)
     else:
         slope = np.linalg.solve(matrix, turned @ right).astype(np.float32)  # (N, D, 1)
-    moved = values - (offsets @ slope)[:, :, 0]
+    return np.asarray(slope[:, :, 0])
+
+
+def local_samples(values: Floats, offsets: npt.NDArray[np.floating], weights: Floats) -> Floats:
+    """Neighbour values (N, k) moved to the query by a weighted ridge plane, each clipped to its row's range.
+
+    `offsets` (N, k, D): neighbour minus query. The row's weighted mean is then the local-linear fit at the query.
+    """
+    offsets = offsets.astype(np.float32, copy=False)
+    moved = values - (offsets @ local_slopes(values, offsets, weights)[:, :, None])[:, :, 0]
     return np.clip(moved, values.min(axis=1, keepdims=True), values.max(axis=1, keepdims=True))
 
 

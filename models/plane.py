@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,13 +27,6 @@ BLOCK = 16_384
 OFFSET = 1e-6  # of the distance to the farthest of them, so that a vector of the sample lies where that one does
 
 Floats = npt.NDArray[np.float32]
-
-
-class Plane(Protocol):
-    """What puts vectors into two dimensions."""
-
-    def place(self, vectors: Floats) -> Floats:
-        """The places (n, 2) of vectors (n, dim)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from redshelf.models import curves
 from redshelf.models.errors import BadInput
 from redshelf.models.ratio_space import Floats, fit_space, sampled
 from redshelf.models.shift import REFERENCE, ShiftWeights, weighed
@@ -72,12 +73,10 @@ def sigmoid(score: Floats) -> Floats:
 
 
 def auc(score: npt.ArrayLike, y: npt.ArrayLike) -> float:
-    """Probability that a random row with y = 1 has the greater score than one with y = 0, ties by half."""
-    from scipy.stats import rankdata
-
+    """Probability that a random row with y = 1 has the greater score than one with y = 0, ties by half; 0.5 of
+    one class alone."""
     s, positive = np.asarray(score, dtype=np.float64), np.asarray(y, dtype=bool)
-    n, m = int(positive.sum()), int((~positive).sum())
-    return float((rankdata(s)[positive].sum() - n * (n + 1) / 2) / (n * m)) if n and m else 0.5
+    return curves.auc(s[~positive], s[positive]) if positive.any() and not positive.all() else 0.5
 
 
 def calibrated(score: Floats, y: Floats, at: Floats, *, method: Literal["isotonic", "platt"]) -> Floats:

@@ -1,13 +1,11 @@
-"""Which sources make up step n of a training run, by seed and step alone; and their batches, fetched ahead."""
+"""Which sources make up step n of a training run, by seed and step alone."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +17,7 @@ Indices = npt.NDArray[np.int64]
 Fetch = Callable[[Indices], Batch]
 
 BLOCK = 1 << 20
+BIN_MAG = 0.5  # in which a draw is made flat
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Sampler:
         return {"n_sources": self.n_sources, "batch_size": self.batch_size, "seed": self.seed, "weights": digest}
 
 
-def flat_weights(magnitude: npt.ArrayLike, *, width_mag: float = 0.5) -> npt.NDArray[np.float64]:
+def flat_weights(magnitude: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Sampling weights that make the draw flat in magnitude, (N,), instead of following the faint-heavy counts.
 
     A bin's sources are weighted by at most 20 times the commonest ones, so that a lone bright star is not every batch.
@@ -77,22 +76,9 @@ def flat_weights(magnitude: npt.ArrayLike, *, width_mag: float = 0.5) -> npt.NDA
     known = np.isfinite(value)
     if not known.any():
         return np.ones(len(value))
-    bins = np.floor(value[known] / width_mag).astype(np.int64)
+    bins = np.floor(value[known] / BIN_MAG).astype(np.int64)
     _, inverse, counts = np.unique(bins, return_inverse=True, return_counts=True)
     weights = np.ones(len(value))
     drawn = np.minimum(1 / counts[inverse], 20 / counts.max())
     weights[known] = drawn / drawn.mean()
     return weights
-
-
-def ahead(fetch: Fetch, requests: Iterable[Indices], *, pin: bool) -> Generator[Batch, None, None]:
-    """The batch of each request, in order; a thread fetches the next one while the caller works on this one."""
-
-    def fetched(indices: Indices) -> Batch:
-        batch = fetch(indices)
-        return batch.pinned() if pin else batch
-
-    with ThreadPoolExecutor(1, "fetch") as pool:
-        coming = (pool.submit(fetched, indices) for indices in requests)
-        for batch, _ in pairwise(chain(coming, [None])):
-            yield cast("Future[Batch]", batch).result()

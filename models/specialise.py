@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,10 +21,8 @@ from torch import nn
 from redshelf.models import checkpoint as stored
 from redshelf.models import parallel
 from redshelf.models.backbone import Backbone
-from redshelf.models.bands import Band
 from redshelf.models.bins import Floats, Loss, Target, prior_of
 from redshelf.models.clap import Clap
-from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput, nearest
 from redshelf.models.imbalance import (
     BinLoss,
@@ -37,8 +34,8 @@ from redshelf.models.imbalance import (
     implied_prior,
 )
 from redshelf.models.journal import LOG_ROWS
-from redshelf.models.labelled import Labels, OnImages, OnInputs, Rows, Shown, nothing
-from redshelf.models.photometry import Scaling, fit_scaling
+from redshelf.models.labelled import Labels, OnImages, OnInputs, Shown, nothing
+from redshelf.models.photometry import Scaling
 from redshelf.models.redshift_network import RedshiftNetwork, check_trunk
 from redshelf.models.training import Fetch, Report, Sampler, micro_batches_of, seeded, train
 
@@ -304,31 +301,3 @@ def _finished(encoder: RedshiftNetwork, shown: Shown, prior: Floats) -> Redshift
     encoder = encoder.cpu().eval()
     encoder.revision = stored.revision(encoder)
     return encoder
-
-
-def train_photometry(
-    flux_ujy: npt.ArrayLike,
-    flux_error_ujy: npt.ArrayLike,
-    state: npt.NDArray[np.int8],
-    z: npt.ArrayLike,
-    *,
-    bands: Sequence[Band],
-    name: str = "network",
-    steps: int = STEPS,
-    **options: Any,
-) -> tuple[RedshiftNetwork, Report]:
-    """The small network on photometry: fluxes, errors and states (N, B), redshifts (N,). `options` as `specialise`."""
-    flux, error, state = np.asarray(flux_ujy, np.float64), np.asarray(flux_error_ujy, np.float64), np.asarray(state)
-    labels = np.asarray(z, dtype=np.float64)
-    if not len(flux) == len(state) == len(labels):
-        raise BadInput(
-            f"fluxes of {len(flux)} sources, states of {len(state)}, {len(labels)} redshifts: expected equal"
-        )
-    scaling = fit_scaling(flux, error, state, bands=bands) if len(labels) else None
-
-    def fetch(indices: Rows) -> Batch:
-        return Batch(torch.from_numpy(state[indices]), flux_ujy=torch.from_numpy(flux[indices]))
-
-    return specialise(
-        fetch, labels, backbone=None, photometry=scaling, mode="direct", name=name, steps=steps, **options
-    )

@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -30,8 +31,9 @@ from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput, Interrupted, RedshelfError
 from redshelf.models.journal import LOG_ROWS, MONITOR_ROWS, Journal, Row, Sums, means, merged
 from redshelf.models.resume import Checkpoint, State, keep_bad_batch
-from redshelf.models.sampler import Fetch, Indices, Sampler, ahead, flat_weights
+from redshelf.models.sampler import Fetch, Indices, Sampler, flat_weights
 from redshelf.models.signals import stop_signals
+from redshelf.models.threads import ahead
 
 __all__ = ["Fetch", "Indices", "Objective", "Precision", "Report", "Sampler", "flat_weights", "seeded", "train"]
 
@@ -218,10 +220,15 @@ def train(
     resumed_from, began, written = state.step, time.monotonic() - state.seconds, time.monotonic()
     upcoming = count(state.step) if steps is None else range(state.step, steps)
     requests = (np.split(sampler.batch(step), micro_batches)[micro] for step in upcoming for micro in own)
+
+    def fetched(indices: Indices) -> Batch:
+        batch = fetch(indices)
+        return batch.pinned() if kind == "cuda" else batch
+
     with (
         seeded(seed, device),
         stop_signals() as signals,
-        closing(ahead(fetch, requests, pin=kind == "cuda")) as batches,
+        closing(ahead((partial(fetched, indices) for indices in requests), depth=1)) as batches,
         Journal(state.step, progress, tensorboard, on_log) if processes.is_first else Journal(state.step) as journal,
     ):
         while (done := _done(state, steps, max_seconds)) < 1:

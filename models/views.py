@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redshelf.models.backbone import observed
 from redshelf.models.bands import State
 from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput
@@ -97,7 +98,7 @@ def shifted(batch: Batch, shift_px: Tensor) -> Batch:
 
 
 def scaled(batch: Batch, factor: Tensor) -> Batch:
-    """Pixels times `factor` (N, bands), their noise too: a step towards `dimmed` or `reddened`."""
+    """Pixels times `factor` (N, bands), their noise too: a step towards `dimmed`."""
     return replace(batch, pixels=_images(batch)[0].float() * factor[:, :, None, None])
 
 
@@ -133,16 +134,6 @@ def reddening(delta_ebv: Tensor, extinction: Tensor) -> Tensor:
     return torch.as_tensor(10 ** (-0.4 * delta_ebv[:, None] * extinction))
 
 
-def reddened(batch: Batch, delta_ebv: Tensor, extinction: Tensor) -> Batch:
-    """Each source behind `delta_ebv` (N,) >= 0 more of E(B-V), in noise of 1; `extinction` (bands,) A_band / E(B-V).
-
-    The fluxes of the catalogue, which are dereddened, stay.
-    """
-    share = reddening(delta_ebv, extinction)
-    batch = noisier(scaled(batch, share), share, torch.ones_like(share))
-    return replace(batch, ebv=None if batch.ebv is None else batch.ebv + delta_ebv)
-
-
 def blurred(batch: Batch, sigma_px: Tensor, pixel_scale_arcsec: float) -> Batch:
     """Seeing worse by a Gaussian of `sigma_px` (N, bands) in quadrature; the mean of the good pixels under it.
 
@@ -173,11 +164,6 @@ def _smoothing(sigma_px: Tensor, size: int) -> Tensor:
     place = torch.arange(size, device=sigma_px.device)
     matrices: Tensor = kernel[..., (place[:, None] - place).abs()]
     return matrices
-
-
-def observed(batch: Batch) -> Tensor:
-    """Which bands have a good pixel, (N, bands) bool."""
-    return (batch.state != State.NOT_OBSERVED) & ~_images(batch)[1].flatten(2).all(dim=2)
 
 
 def hidden(batch: Batch, bands: Tensor) -> Batch:

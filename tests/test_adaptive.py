@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from redshelf.models import metrics
-from redshelf.models.adaptive import AdaptiveKnn, local_slopes
+from redshelf.models.adaptive import AdaptiveKnn
 from redshelf.models.adaptive_fit import fit_adaptive
 from redshelf.models.errors import BadInput
-from redshelf.models.knn import kernel_weights, local_samples
+from redshelf.models.knn import kernel_weights, local_samples, local_slopes
 from redshelf.models.pdf import default_edges
 
 EDGES = default_edges(2.0)

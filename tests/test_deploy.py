@@ -171,6 +171,15 @@ def test_systemd_takes_the_unit_and_finds_it_shut_in(tmp_path: Path) -> None:
     assert judged.returncode == 0, judged.stdout[-200:]  # an exposure of at most 1.5 of 10
 
 
+def test_systemd_takes_the_unit_of_nginx_which_serves_our_configuration(tmp_path: Path) -> None:
+    unit = tmp_path / "redshelf-nginx.service"
+    text = (DEPLOY / "redshelf-nginx.service").read_text()
+    unit.write_text(replaced(text, {"/usr/sbin/nginx": program("nginx")}))
+    checked = run(program("systemd-analyze"), "verify", unit)
+    assert checked.returncode == 0 and not checked.stderr.strip(), checked.stderr
+    assert "-c /etc/redshelf/nginx.conf" in text and "listen" in (DEPLOY / "nginx.conf").read_text()
+
+
 def test_compose_takes_our_file_and_every_file_that_it_mounts_is_there() -> None:
     compose = program("docker-compose")
     checked = run(compose, "-f", DEPLOY / "compose.yaml", "config", env={**os.environ, "SHELF": "/srv", "TLS": "/tls"})

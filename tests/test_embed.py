@@ -19,9 +19,10 @@ from redshelf.indexing import embed as bulk
 from redshelf.indexing import partition, parts, store
 from redshelf.indexing.batches import Reader
 from redshelf.indexing.layout import Layout
-from redshelf.indexing.vectors import ahead, cut, vectors
+from redshelf.indexing.vectors import cut, vectors
 from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput
+from redshelf.models.threads import ahead
 
 N = 60
 

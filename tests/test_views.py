@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from redshelf.models import views
+from redshelf.models.backbone import observed
 from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput
 from redshelf.models.views import FWHM_SIGMA, Instrument
@@ -138,16 +139,11 @@ def test_dimming_scales_the_flux_in_all_bands_keeps_the_noise_at_one_and_the_col
     torch.testing.assert_close(colours(view)[bright], colours(batch)[bright], rtol=5 * math.sqrt(2) / 100, atol=0)
 
 
-def test_reddening_takes_ten_to_minus_0_4_a_band_and_is_told_to_the_encoder() -> None:
-    batch = replace(smooth(), ebv=torch.full((3,), 0.02))
+def test_reddening_takes_ten_to_minus_0_4_a_band() -> None:
+    batch = smooth()
     delta = torch.tensor([0.0, 0.03, 0.1])
     ratio = flux(views.scaled(batch, views.reddening(delta, EXTINCTION))) / flux(batch)
     torch.testing.assert_close(ratio, 10 ** (-0.4 * delta[:, None] * EXTINCTION))
-    view = views.reddened(sky(), torch.full((48,), 0.1), EXTINCTION)
-    assert view.ebv is not None
-    torch.testing.assert_close(view.ebv, torch.full((48,), 0.12))
-    assert float(images(view)[:, :, :4, :4].var()) == pytest.approx(1, rel=0.05)
-    assert view.flux_ujy is not None and torch.equal(view.flux_ujy, sky().flux_ujy)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sigma", [0.2, 1.0, 1.7])
@@ -202,7 +198,7 @@ def test_a_view_is_finite_repeats_with_its_seed_and_leaves_its_source_alone() ->
         torch.manual_seed(start)
         made.append(views.view(batch, instrument))
     assert torch.equal(images(made[0]), images(made[1])) and not torch.equal(images(made[0]), images(made[2]))
-    assert all(torch.isfinite(images(view)).all() and views.observed(view).any(dim=1).all() for view in made)
+    assert all(torch.isfinite(images(view)).all() and observed(view).any(dim=1).all() for view in made)
     assert torch.equal(images(batch), before)
     assert torch.equal(made[0].flux_ujy, batch.flux_ujy)  # type: ignore[arg-type]
 
