@@ -176,8 +176,15 @@ def _plot(axes: Axes, points: list[tuple[float, float, float]], label: str, styl
     return len(points)
 
 
+def _count_axis(axes: Axes, counts: Sequence[float], label: str) -> None:
+    """A logarithmic axis whose ticks are the counts that there are, in plain numbers."""
+    axes.set(xscale="log", xlabel=label)
+    axes.set_xticks(counts, [f"{count:,.0f}" for count in counts])
+    axes.minorticks_off()
+
+
 def _label_cost(axes: Axes, results: Results) -> int:
-    drawn = 0
+    drawn, counts = 0, set()
     ways = {"kNN on photometry": ("photometry", "knn"), "network on photometry": ("photometry network", "head")}
     for (label, (approach, estimator)), style in zip(ways.items(), STYLES, strict=False):
         points = []
@@ -186,8 +193,10 @@ def _label_cost(axes: Axes, results: Results) -> int:
             found, number = results.number(key, "sigma_mad"), results.mean(key, "labels")
             if found and number:
                 points.append((number, found.value, found.error))
+                counts.add(round(number))
         drawn += _plot(axes, points, label, style)
-    axes.set(xscale="log", xlabel="labels (s1)", ylabel=r"$\sigma_{\rm MAD}$")
+    _count_axis(axes, sorted(counts), "labels (s1)")
+    axes.set_ylabel(r"$\sigma_{\rm MAD}$")
     return drawn
 
 
@@ -213,5 +222,6 @@ def _images(axes: Axes, results: Results, sizes: Sequence[int]) -> int:
         found = results.number(Key(name, "s0", sky="images"), "sigma_mad")
         if found:
             points.append((float(size), found.value, found.error))
-    axes.set(xscale="log", xlabel="unlabelled images pretrained on", ylabel=r"$\sigma_{\rm MAD}$ of kNN")
+    _count_axis(axes, [x for x, _, _ in points], "unlabelled images pretrained on")
+    axes.set_ylabel(r"$\sigma_{\rm MAD}$ of kNN")
     return _plot(axes, points, "masked, frozen (s0)", STYLES[0])
