@@ -10,19 +10,23 @@ import random as chance
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Form, Query
+from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import Field, model_validator
+from starlette.concurrency import run_in_threadpool
 
 from redshelf.api import cards, drawing, map_page, pages, similar, source_page, status_page, typed
 from redshelf.api.pages import PAGE_HEADERS, render
-from redshelf.api.queries import CutoutForm, InForce, NoQuery, Shelf, Strict, band_list, how_many
+from redshelf.api.queries import CutoutForm, InForce, NoQuery, Shelf, Strict, how_many
 from redshelf.api.similar import GRID, LookQuery
+from redshelf.api.uploads import Uploading
 from redshelf.indexing.columns import CLASSES
 from redshelf.models.errors import NotFound
 from redshelf.service import maps, pictures, redshift, search, sources, upload
 from redshelf.service.answers import RedshiftAnswer
+from redshelf.service.settings import Settings
 from redshelf.service.shelf import OpenShelf
+from redshelf.service.upload import Cutout
 
 router = APIRouter()
 EXAMPLES = 12
@@ -135,34 +139,42 @@ def upload_form(query: Annotated[NoQuery, Query()]) -> Response:
     return RedirectResponse("/#upload", status_code=303, headers=PAGE_HEADERS)
 
 
-@router.post("/upload", response_class=HTMLResponse)
-def uploaded(
-    query: Annotated[NoQuery, Query()],
-    form: Annotated[UploadForm, Form(media_type="multipart/form-data")],
-    shelf: Shelf,
-    settings: InForce,
+def _looks_like(
+    shelf: OpenShelf, settings: Settings, cutout: Cutout, vector: Any, *, encoder: str, k: int, name: str
 ) -> Response:
-    """What looks like a cutout that somebody sends, and how far away it is; nothing of it is kept."""
-    k, chosen = how_many(form.k, settings, usual=GRID), upload.pixel_encoder(shelf, form.encoder)
-    sent = upload.read(form.file.file.read(), shelf.info, bands=band_list(form.bands), unit=form.unit, ebv=form.ebv)
-    vector = upload.embed(shelf, chosen, sent)
-    told: dict[str, Any] = {"encoder": chosen.name, "k": k, "bands_missing": sent.bands_missing}
-    answer = search.neighbours_of_vector(shelf, vector, **told)
-    distance = _redshift(shelf, vector, chosen.name, sent.bands_missing)
-    picture = pictures.colour(shelf.info, sent.pixels, sent.mask, sent.state)
+    """The page of a cutout that was sent and has been encoded."""
+    answer = search.neighbours_of_vector(shelf, vector, encoder=encoder, k=k, bands_missing=cutout.bands_missing)
+    distance = _redshift(shelf, vector, encoder, cutout.bands_missing)
+    picture = pictures.colour(shelf.info, cutout.pixels, cutout.mask, cutout.state)
     near = source_page.label_redshifts(answer)
     return render(
         shelf.info,
         "upload.html",
         headers={"content-security-policy": UPLOAD_POLICY, "cache-control": "no-store"},
         picture=f"data:image/png;base64,{base64.b64encode(picture).decode()}",
-        name=(form.file.filename or "the cutout")[:80],
-        missing=sent.bands_missing,
+        name=name,
+        missing=cutout.bands_missing,
         redshift=distance,
         plot=distance and drawing.plot(distance, z_spec=None, neighbours=near),
         columns=similar.columns(shelf, [answer], [], unfolded=False),
-        **similar.drawn(shelf, LookQuery.model_validate({"encoder": chosen.name}), settings, k),
+        **similar.drawn(shelf, LookQuery.model_validate({"encoder": encoder}), settings, k),
     )
+
+
+@router.post("/upload", response_class=HTMLResponse)
+async def uploaded(
+    request: Request,
+    query: Annotated[NoQuery, Query()],
+    form: Annotated[UploadForm, Form(media_type="multipart/form-data")],
+    shelf: Shelf,
+    settings: InForce,
+    uploads: Uploading,
+) -> Response:
+    """What looks like a cutout that somebody sends, and how far away it is; nothing of it is kept."""
+    k, chosen = how_many(form.k, settings, usual=GRID), upload.pixel_encoder(shelf, form.encoder)
+    vector, cutout = await uploads.vector(request, shelf, chosen, form)
+    told: dict[str, Any] = {"encoder": chosen.name, "k": k, "name": (form.file.filename or "the cutout")[:80]}
+    return await run_in_threadpool(_looks_like, shelf, settings, cutout, vector, **told)
 
 
 for part in (similar, source_page, map_page, status_page):

@@ -6,6 +6,7 @@ import html
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -322,6 +323,20 @@ def test_a_cutout_without_a_band_is_answered_and_the_page_says_which(client: Tes
     blob = client.get("/v1/sources/s0003/cutout?format=fits&bands=r,i").content
     response = sent(client, blob)
     assert response.status_code == 200 and "Without g." in response.text
+
+
+def test_the_form_says_how_large_the_pixels_are_as_v1_does(client: TestClient) -> None:
+    image = np.random.default_rng(0).normal(0, 1, (3, 120, 120)).astype(np.float32)
+    np.save(stream := BytesIO(), image)
+    told = {"bands": "g,r,i", "unit": "noise", "pixel_scale_arcsec": "0.1", "encoder": "vit", "k": "12"}
+    asked = {name: told[name] for name in ("bands", "unit", "pixel_scale_arcsec")}
+    route = "/v1/cutouts/neighbours?encoder=vit&k=12"
+    answers = client.post(route, files={"file": stream.getvalue()}, data=asked).json()["neighbours"]
+    page = sent(client, stream.getvalue(), **told)
+    cards = [a["href"] for tag, a in tags(page.text) if tag == "a" and a.get("class") == "id"]
+    assert cards == [f"/source/{one['source_id']}" for one in answers]
+    unsaid = sent(client, stream.getvalue(), **{**told, "pixel_scale_arcsec": ""})
+    assert cards != [a["href"] for tag, a in tags(unsaid.text) if tag == "a" and a.get("class") == "id"]
 
 
 @pytest.mark.security
