@@ -59,8 +59,9 @@ class SelectBody(Strict):
     n: int | None = Field(None, ge=1, le=1000, description=N_TEXT)
 
 
-async def _open(request: Request, encoder: str, shelf: Shelf) -> OpenMap:
-    """The map of this generation; where the request names another one it is refused."""
+def _open(request: Request, encoder: str, shelf: Shelf) -> OpenMap:
+    """The map of this generation; where the request names another one it is refused. In a thread: the folder is looked
+    through, and the first time every file of the map is hashed, while others are answered."""
     found = maps.find(shelf, encoder)
     named = request.query_params.get("map")
     if named is not None and named != found.digest:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import math
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
@@ -52,6 +55,30 @@ def picture(client: TestClient, address: str) -> Image.Image:
 def positions(opened: OpenMap) -> npt.NDArray[np.float64]:
     """(n, 2), in the order of the map."""
     return morton.positions_of(opened.pyramid.keys)
+
+
+def test_a_map_that_is_slow_to_open_keeps_nobody_else_waiting(
+    mapped_shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, began, go, usual = create_app(load(environ={}, shelf=mapped_shelf)), Event(), Event(), maps.find
+
+    def held(shelf: OpenShelf, name: str) -> OpenMap:
+        began.set()
+        assert go.wait(5), "nothing else was answered meanwhile"
+        return usual(shelf, name)
+
+    monkeypatch.setattr(maps, "find", held)
+
+    async def run() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as asks:
+            asked = asyncio.create_task(asks.get("/v1/maps/vit"))
+            while not began.is_set():
+                await asyncio.sleep(0.005)
+            assert (await asks.get("/healthz")).status_code == 200
+            go.set()
+            assert (await asked).status_code == 200
+
+    asyncio.run(run())
 
 
 def test_a_map_says_what_it_is(client: TestClient, opened: OpenMap) -> None:
