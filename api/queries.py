@@ -42,6 +42,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 K = 10  # neighbours, where a request does not say
 N = 100  # sources of a list, likewise
 MAX_GENERATION = 1_000_000_000
+MAX_DIGITS = 10  # of a generation as it is written
 N_TEXT = f"how many; {N}, or the server's `max_k` where it is less"
 
 
@@ -272,7 +273,9 @@ async def _shelf(request: Request) -> OpenShelf:
     another one it is refused."""
     shelf = await _served(request)
     named, served = request.query_params.get("generation", ""), shelf.generation.number
-    if named.isascii() and named.isdigit() and 0 < int(named[:10]) < MAX_GENERATION and int(named) != served:
+    if len(named) > MAX_DIGITS:  # of any length, which Python would refuse to read
+        raise BadInput(f"generation={named[:80]}: expected a number of at most {MAX_DIGITS} digits")
+    if named.isascii() and named.isdigit() and 0 < int(named) < MAX_GENERATION and int(named) != served:
         instead = f"this server answers from generation {served}: leave `generation` out, or name that one"
         if int(named) > served:
             raise Conflict(f"generation={named} is not served yet; {instead}")

@@ -304,6 +304,12 @@ def test_a_wrong_upload_is_a_problem_in_words(
     assert words in response.json()["detail"]
 
 
+@pytest.mark.parametrize("digits", ["0" * 9 + "1" * 5000, "1" * 5000, "0" * 12 + "2"])
+def test_a_generation_of_too_many_digits_is_refused(client: TestClient, digits: str) -> None:
+    answer = client.get("/v1/shelf", params={"generation": digits})
+    assert answer.status_code == 422 and "expected a number of at most 10 digits" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_over_the_limit_is_413(client: TestClient, chunked: bool) -> None:
     body = bytes((1 << 20) + BODY_MARGIN_BYTES + 1)
