@@ -18,6 +18,7 @@ from redshelf.service.answers import Phase, Problem
 from redshelf.service.examples import MAX_EXAMPLES, MAX_TEXT, Method
 from redshelf.service.explore import MAX_CONE_ARCSEC
 from redshelf.service.jobs import Asked, What
+from redshelf.service.redshift import MAX_IDS
 from redshelf.service.serving import Serving
 from redshelf.service.settings import Settings
 from redshelf.service.shelf import OpenShelf
@@ -32,7 +33,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     408: {"model": Problem, "description": "The body has not arrived in time"},
     409: {"model": Problem, "description": "The request contradicts what is stored"},
     410: {"model": Problem, "description": "The `generation` that was named is no longer served"},
-    413: {"model": Problem, "description": "The body is longer than this server takes"},
+    413: {"model": Problem, "description": "The body is longer than this address takes"},
     422: {"model": Problem, "description": "A value is malformed or out of range"},
     429: {"model": Problem, "description": "Too many requests with this key or from this address; see Retry-After"},
     503: {"model": Problem, "description": "Too many requests at a time, or no answer in time; see Retry-After"},
@@ -202,7 +203,7 @@ class NeighboursBody(Neighbourhood):
 
 
 class RedshiftsBody(Redshift):
-    ids: list[str] = Field(min_length=1)
+    ids: list[str] = Field(min_length=1, max_length=MAX_IDS, description="sources; at most the server's `max_batch`")
 
 
 class JobBody(Neighbourhood):
