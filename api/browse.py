@@ -20,7 +20,6 @@ from redshelf.api.pages import PAGE_HEADERS, render
 from redshelf.api.queries import CutoutForm, InForce, NoQuery, Shelf, Strict, how_many
 from redshelf.api.similar import GRID, LookQuery
 from redshelf.api.uploads import Uploading
-from redshelf.indexing.columns import CLASSES
 from redshelf.models.errors import NotFound
 from redshelf.service import maps, pictures, redshift, search, sources, upload
 from redshelf.service.answers import RedshiftAnswer
@@ -29,7 +28,6 @@ from redshelf.service.shelf import OpenShelf
 from redshelf.service.upload import Cutout
 
 router = APIRouter()
-EXAMPLES = 12
 UPLOAD_POLICY = pages.policy(img="data:")  # the picture of what was sent
 TRIES = 64  # at a source that is not deleted, before all are looked through
 
@@ -50,24 +48,9 @@ class UploadForm(CutoutForm):
         return {k: v for k, v in given.items() if v != ""} if isinstance(given, dict) else given
 
 
-def _examples(shelf: OpenShelf) -> list[str]:
-    """A few sources to begin with: galaxies with a label, spread over redshift; else any, spread over the shelf."""
-    z = shelf.columns["z_spec"]
-    galaxy = np.isin(shelf.columns["object_class"], [CLASSES.index("galaxy"), CLASSES.index("unknown")])
-    rows = np.flatnonzero(np.isfinite(z) & (z > 0) & galaxy)
-    if len(rows) >= EXAMPLES:
-        rows = rows[np.argsort(z[rows], kind="stable")]
-    else:
-        rows = np.flatnonzero(~shelf.columns["deleted"])
-    if not len(rows):
-        return []
-    spread = rows[np.unique(np.linspace(0, len(rows) - 1, EXAMPLES).astype(int))]
-    return [shelf.source_id(row) for row in spread]
-
-
 def example(shelf: OpenShelf) -> str | None:
     """The source whose position stands beside the search box; None where there is none at all."""
-    examples = _examples(shelf)
+    examples = shelf.beginnings
     return examples[len(examples) // 2] if examples else None
 
 
@@ -99,14 +82,14 @@ def home(query: Annotated[HomeQuery, Query()], shelf: Shelf, settings: InForce) 
             told: dict[str, Any] = {"q": text, "error": str(error), "title": "Not Found"}
             offered = cards.of_ids(shelf, typed.offered(shelf, text))
             return render(shelf.info, "error.html", status=404, offered=offered, look=cards.Look(), **told)
-    examples = _examples(shelf)
+    named = example(shelf)
     return render(
         shelf.info,
         "home.html",
         shelf=sources.describe(shelf, settings),
-        examples=cards.of_ids(shelf, examples),
+        examples=cards.of_ids(shelf, shelf.beginnings),
         look=cards.Look(),
-        place=_place(shelf, named) if (named := example(shelf)) else None,
+        place=_place(shelf, named) if named else None,
         uploads=_takes_cutouts(shelf),
         maps=maps.made(shelf),
     )

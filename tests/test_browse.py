@@ -287,6 +287,22 @@ def test_an_iau_name_that_is_none_is_refused() -> None:
         typed.iau_position("J106028.60+021221.5")
 
 
+def test_what_to_begin_with_is_looked_for_once_and_spread_over_redshift(bare_shelf: Path, tiny_shelf: Path) -> None:
+    app = create_app(load(environ={}, shelf=tiny_shelf))
+    opened = app.state.serving.current
+    first = TestClient(app).get("/").text
+    kept = opened.__dict__["beginnings"]
+    shown = [a["href"] for tag, a in tags(first) if tag == "a" and a.get("class") == "id"]
+    assert shown == [f"/source/{one}" for one in kept] and len(kept) == 12
+    z = [float(opened.columns["z_spec"][opened.row(one)]) for one in kept]
+    assert z == sorted(z) and z[0] == np.nanmin(opened.columns["z_spec"][opened.columns["z_spec"] > 0])
+    opened.__dict__["beginnings"] = kept[:3]
+    again = [a["href"] for tag, a in tags(TestClient(app).get("/").text) if a.get("class") == "id"]
+    assert again == shown[:3]
+    unlabelled = create_app(load(environ={}, shelf=bare_shelf)).state.serving.current
+    assert unlabelled.beginnings[0] == unlabelled.source_id(0) and unlabelled.beginnings[-1] == unlabelled.source_id(59)
+
+
 def test_search_leads_to_the_source_by_its_iau_name(client: TestClient) -> None:
     name = client.get("/v1/sources/s0003").json()["iau_name"]
     assert client.get("/", params={"q": name}).headers["location"] == "/source/s0003"
