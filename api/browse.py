@@ -45,7 +45,7 @@ class UploadForm(CutoutForm):
     @model_validator(mode="before")
     @classmethod
     def _without_blanks(cls, given: Any) -> Any:
-        return {k: v for k, v in given.items() if v != ""} if isinstance(given, dict) else given
+        return similar.without_blanks(given)
 
 
 def example(shelf: OpenShelf) -> str | None:
