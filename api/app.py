@@ -19,6 +19,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from anyio import to_thread
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
@@ -43,6 +44,7 @@ from redshelf.api import (
     warming,
 )
 from redshelf.api.envelope import Envelope
+from redshelf.api.limits import SPARE_THREADS
 from redshelf.api.queries import PROBLEMS
 from redshelf.api.tracing import Tracing
 from redshelf.api.uploads import Uploads
@@ -83,6 +85,8 @@ def create_app(settings: Settings, *, fall_back: bool = False, log: Any = None) 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Settings]]:
+        # of AnyIO's 40, as many requests in flight would leave none to who looks whether the server lives
+        to_thread.current_default_thread_limiter().total_tokens = settings.max_concurrent + SPARE_THREADS
         serving.start()
         metrics.start(settings)
         working.start()

@@ -10,22 +10,24 @@ import random as chance
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Form, Query
+from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import Field, model_validator
+from starlette.concurrency import run_in_threadpool
 
 from redshelf.api import cards, drawing, map_page, pages, similar, source_page, status_page, typed
 from redshelf.api.pages import PAGE_HEADERS, render
-from redshelf.api.queries import CutoutForm, InForce, NoQuery, Shelf, Strict, band_list, how_many
+from redshelf.api.queries import CutoutForm, InForce, NoQuery, Shelf, Strict, how_many
 from redshelf.api.similar import GRID, LookQuery
-from redshelf.indexing.columns import CLASSES
+from redshelf.api.uploads import Uploading
 from redshelf.models.errors import NotFound
 from redshelf.service import maps, pictures, redshift, search, sources, upload
 from redshelf.service.answers import RedshiftAnswer
+from redshelf.service.settings import Settings
 from redshelf.service.shelf import OpenShelf
+from redshelf.service.upload import Cutout
 
 router = APIRouter()
-EXAMPLES = 12
 UPLOAD_POLICY = pages.policy(img="data:")  # the picture of what was sent
 TRIES = 64  # at a source that is not deleted, before all are looked through
 
@@ -43,27 +45,12 @@ class UploadForm(CutoutForm):
     @model_validator(mode="before")
     @classmethod
     def _without_blanks(cls, given: Any) -> Any:
-        return {k: v for k, v in given.items() if v != ""} if isinstance(given, dict) else given
-
-
-def _examples(shelf: OpenShelf) -> list[str]:
-    """A few sources to begin with: galaxies with a label, spread over redshift; else any, spread over the shelf."""
-    z = shelf.columns["z_spec"]
-    galaxy = np.isin(shelf.columns["object_class"], [CLASSES.index("galaxy"), CLASSES.index("unknown")])
-    rows = np.flatnonzero(np.isfinite(z) & (z > 0) & galaxy)
-    if len(rows) >= EXAMPLES:
-        rows = rows[np.argsort(z[rows], kind="stable")]
-    else:
-        rows = np.flatnonzero(~shelf.columns["deleted"])
-    if not len(rows):
-        return []
-    spread = rows[np.unique(np.linspace(0, len(rows) - 1, EXAMPLES).astype(int))]
-    return [shelf.source_id(row) for row in spread]
+        return similar.without_blanks(given)
 
 
 def example(shelf: OpenShelf) -> str | None:
     """The source whose position stands beside the search box; None where there is none at all."""
-    examples = _examples(shelf)
+    examples = shelf.beginnings
     return examples[len(examples) // 2] if examples else None
 
 
@@ -95,14 +82,14 @@ def home(query: Annotated[HomeQuery, Query()], shelf: Shelf, settings: InForce) 
             told: dict[str, Any] = {"q": text, "error": str(error), "title": "Not Found"}
             offered = cards.of_ids(shelf, typed.offered(shelf, text))
             return render(shelf.info, "error.html", status=404, offered=offered, look=cards.Look(), **told)
-    examples = _examples(shelf)
+    named = example(shelf)
     return render(
         shelf.info,
         "home.html",
         shelf=sources.describe(shelf, settings),
-        examples=cards.of_ids(shelf, examples),
+        examples=cards.of_ids(shelf, shelf.beginnings),
         look=cards.Look(),
-        place=_place(shelf, named) if (named := example(shelf)) else None,
+        place=_place(shelf, named) if named else None,
         uploads=_takes_cutouts(shelf),
         maps=maps.made(shelf),
     )
@@ -135,34 +122,42 @@ def upload_form(query: Annotated[NoQuery, Query()]) -> Response:
     return RedirectResponse("/#upload", status_code=303, headers=PAGE_HEADERS)
 
 
-@router.post("/upload", response_class=HTMLResponse)
-def uploaded(
-    query: Annotated[NoQuery, Query()],
-    form: Annotated[UploadForm, Form(media_type="multipart/form-data")],
-    shelf: Shelf,
-    settings: InForce,
+def _looks_like(
+    shelf: OpenShelf, settings: Settings, cutout: Cutout, vector: Any, *, encoder: str, k: int, name: str
 ) -> Response:
-    """What looks like a cutout that somebody sends, and how far away it is; nothing of it is kept."""
-    k, chosen = how_many(form.k, settings, usual=GRID), upload.pixel_encoder(shelf, form.encoder)
-    sent = upload.read(form.file.file.read(), shelf.info, bands=band_list(form.bands), unit=form.unit, ebv=form.ebv)
-    vector = upload.embed(shelf, chosen, sent)
-    told: dict[str, Any] = {"encoder": chosen.name, "k": k, "bands_missing": sent.bands_missing}
-    answer = search.neighbours_of_vector(shelf, vector, **told)
-    distance = _redshift(shelf, vector, chosen.name, sent.bands_missing)
-    picture = pictures.colour(shelf.info, sent.pixels, sent.mask, sent.state)
+    """The page of a cutout that was sent and has been encoded."""
+    answer = search.neighbours_of_vector(shelf, vector, encoder=encoder, k=k, bands_missing=cutout.bands_missing)
+    distance = _redshift(shelf, vector, encoder, cutout.bands_missing)
+    picture = pictures.colour(shelf.info, cutout.pixels, cutout.mask, cutout.state)
     near = source_page.label_redshifts(answer)
     return render(
         shelf.info,
         "upload.html",
         headers={"content-security-policy": UPLOAD_POLICY, "cache-control": "no-store"},
         picture=f"data:image/png;base64,{base64.b64encode(picture).decode()}",
-        name=(form.file.filename or "the cutout")[:80],
-        missing=sent.bands_missing,
+        name=name,
+        missing=cutout.bands_missing,
         redshift=distance,
         plot=distance and drawing.plot(distance, z_spec=None, neighbours=near),
         columns=similar.columns(shelf, [answer], [], unfolded=False),
-        **similar.drawn(shelf, LookQuery.model_validate({"encoder": chosen.name}), settings, k),
+        **similar.drawn(shelf, LookQuery.model_validate({"encoder": encoder}), settings, k),
     )
+
+
+@router.post("/upload", response_class=HTMLResponse)
+async def uploaded(
+    request: Request,
+    query: Annotated[NoQuery, Query()],
+    form: Annotated[UploadForm, Form(media_type="multipart/form-data")],
+    shelf: Shelf,
+    settings: InForce,
+    uploads: Uploading,
+) -> Response:
+    """What looks like a cutout that somebody sends, and how far away it is; nothing of it is kept."""
+    k, chosen = how_many(form.k, settings, usual=GRID), upload.pixel_encoder(shelf, form.encoder)
+    vector, cutout = await uploads.vector(request, shelf, chosen, form)
+    told: dict[str, Any] = {"encoder": chosen.name, "k": k, "name": (form.file.filename or "the cutout")[:80]}
+    return await run_in_threadpool(_looks_like, shelf, settings, cutout, vector, **told)
 
 
 for part in (similar, source_page, map_page, status_page):

@@ -29,7 +29,11 @@ from redshelf.api.tracing import Trace, Tracing
 from redshelf.service.settings import Settings
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-BODY_MARGIN_BYTES = 16 << 10  # the multipart headers and small fields around an upload
+BODY_MARGIN_BYTES = 16 << 10  # the multipart headers and small fields around an upload, those of a job around its list
+ID_BYTES = 64  # of an id in the list of a job, with its quotes and comma
+# of any other body: the longest is a vector of 65,536 numbers in full; JSON is parsed on the event loop, as a whole,
+# before a limit on a list is looked at: 2 MiB of `{},` take 50 ms and 50 MiB
+OTHER_BODY_BYTES = 2 << 20
 REASONS = {401: "key", 403: "key", 413: "size", 429: "rate", 503: "busy"}
 Pair = tuple[bytes, bytes]
 NO_DEADLINE = frozenset({"/admin/generation"})  # a large index takes minutes to read
@@ -38,6 +42,15 @@ NO_DEADLINE = frozenset({"/admin/generation"})  # a large index takes minutes to
 def as_get(scope: Scope) -> Scope:
     """The GET that has the headers which a HEAD asks for. A file need not be read for them: its name is enough."""
     return {**scope, "method": "GET", "extensions": {**(scope.get("extensions") or {}), "http.response.pathsend": {}}}
+
+
+def longest_body(path: str, settings: Settings) -> int:
+    """The most bytes that an address takes."""
+    if path == "/upload" or path.startswith("/v1/cutouts/"):
+        return settings.max_upload_bytes + BODY_MARGIN_BYTES
+    if path == "/v1/jobs":
+        return max(settings.max_job_ids * ID_BYTES + BODY_MARGIN_BYTES, OTHER_BODY_BYTES)
+    return OTHER_BODY_BYTES
 
 
 class Answer:
@@ -88,7 +101,7 @@ class Envelope:
         self.app, self.guard, self.metrics, self.log, self.tracing = app, guard, metrics, log, tracing
         self.rates, self.turnstile = Rates(settings), Turnstile(settings)
         self.deadline_seconds = settings.deadline_seconds
-        self.max_body_bytes = settings.max_upload_bytes + BODY_MARGIN_BYTES
+        self.settings = settings
         told = [*security.HEADERS, *(() if settings.cors_origins else (security.SAME_ORIGIN,))]
         self.headers: list[Pair] = [(name.encode(), value.encode()) for name, value in told]
 
@@ -136,7 +149,7 @@ class Envelope:
             answer.private = True
             self.rates.count("key", key.name)
         length = headers.get("content-length", "")
-        self._check(int(length[:18]) if length.isdecimal() else 0)  # of a longer number that is too many, too
+        self._check(path, int(length[:18]) if length.isdecimal() else 0)  # of a longer number that is too many, too
         if path in limits.NOT_COUNTED:
             return False
         self.turnstile.enter()
@@ -153,7 +166,7 @@ class Envelope:
             message = await receive()
             reading, whole = False, whole or not message.get("more_body", False)
             seen += len(message.get("body", b""))
-            self._check(seen)
+            self._check(scope["path"], seen)
             return message
 
         def expire() -> None:
@@ -205,6 +218,7 @@ class Envelope:
         if self.log is not None:
             observability.line(self.log, told)
 
-    def _check(self, n_bytes: int) -> None:
-        if n_bytes > self.max_body_bytes:
-            raise HTTPException(413, f"the body is longer than the {self.max_body_bytes} bytes that this server takes")
+    def _check(self, path: str, n_bytes: int) -> None:
+        most = longest_body(path, self.settings)
+        if n_bytes > most:
+            raise HTTPException(413, f"the body is longer than the {most} bytes that this address takes")

@@ -19,6 +19,7 @@ from redshelf.service.settings import Settings
 
 MOST_CALLERS = 10_000  # after which those are forgotten that have not asked within their window
 BUSY_RETRY_S = 1
+SPARE_THREADS = 8  # beyond one for each that is answered: what is not counted finds one free
 # answered however busy the server is: who looks at it must see that
 NOT_COUNTED = frozenset({"/healthz", "/readyz", "/metrics", "/admin/generation"})
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from redshelf.api import caching
 from redshelf.api.queries import N_TEXT, Format, InForce, N, OfGeneration, Shelf, Strict, how_many
 from redshelf.api.tables import TABLES, Wanted, respond
+from redshelf.indexing.polygon import MAX_VERTICES
 from redshelf.service import maps, onmap, tiles
 from redshelf.service.map_answers import MapAnswer, NearestAnswer, PointsAnswer, SelectAnswer
 from redshelf.service.maps import OpenMap
@@ -54,13 +55,15 @@ class SelectQuery(OfGeneration):
 
 class SelectBody(Strict):
     polygon: list[tuple[float, float]] = Field(
-        description="corners (x, y) on the unit square, 3 to 500 of them; its sides may not cross"
+        max_length=MAX_VERTICES,
+        description=f"corners (x, y) on the unit square, 3 to {MAX_VERTICES} of them; its sides may not cross",
     )
     n: int | None = Field(None, ge=1, le=1000, description=N_TEXT)
 
 
-async def _open(request: Request, encoder: str, shelf: Shelf) -> OpenMap:
-    """The map of this generation; where the request names another one it is refused."""
+def _open(request: Request, encoder: str, shelf: Shelf) -> OpenMap:
+    """The map of this generation; where the request names another one it is refused. In a thread: the folder is looked
+    through, and the first time every file of the map is hashed, while others are answered."""
     found = maps.find(shelf, encoder)
     named = request.query_params.get("map")
     if named is not None and named != found.digest:

@@ -96,8 +96,8 @@ async def of_cutout(
     a larger one is cut around its pixel n // 2. `bands_missing` are those that it lacks."""
     how = query.how(settings)
     chosen = upload.pixel_encoder(shelf, query.encoder)
-    vector, missing = await uploads.vector(request, shelf, chosen, form)
-    how |= {"encoder": chosen.name, "bands_missing": missing}
+    vector, cutout = await uploads.vector(request, shelf, chosen, form)
+    how |= {"encoder": chosen.name, "bands_missing": cutout.bands_missing}
 
     def answer() -> Response:
         found = search.neighbours_of_vector(shelf, vector, **how)

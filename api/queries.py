@@ -18,6 +18,7 @@ from redshelf.service.answers import Phase, Problem
 from redshelf.service.examples import MAX_EXAMPLES, MAX_TEXT, Method
 from redshelf.service.explore import MAX_CONE_ARCSEC
 from redshelf.service.jobs import Asked, What
+from redshelf.service.redshift import MAX_IDS
 from redshelf.service.serving import Serving
 from redshelf.service.settings import Settings
 from redshelf.service.shelf import OpenShelf
@@ -32,7 +33,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     408: {"model": Problem, "description": "The body has not arrived in time"},
     409: {"model": Problem, "description": "The request contradicts what is stored"},
     410: {"model": Problem, "description": "The `generation` that was named is no longer served"},
-    413: {"model": Problem, "description": "The body is longer than this server takes"},
+    413: {"model": Problem, "description": "The body is longer than this address takes"},
     422: {"model": Problem, "description": "A value is malformed or out of range"},
     429: {"model": Problem, "description": "Too many requests with this key or from this address; see Retry-After"},
     503: {"model": Problem, "description": "Too many requests at a time, or no answer in time; see Retry-After"},
@@ -42,6 +43,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 K = 10  # neighbours, where a request does not say
 N = 100  # sources of a list, likewise
 MAX_GENERATION = 1_000_000_000
+MAX_DIGITS = 10  # of a generation as it is written
 N_TEXT = f"how many; {N}, or the server's `max_k` where it is less"
 
 
@@ -201,7 +203,7 @@ class NeighboursBody(Neighbourhood):
 
 
 class RedshiftsBody(Redshift):
-    ids: list[str] = Field(min_length=1)
+    ids: list[str] = Field(min_length=1, max_length=MAX_IDS, description="sources; at most the server's `max_batch`")
 
 
 class JobBody(Neighbourhood):
@@ -272,7 +274,9 @@ async def _shelf(request: Request) -> OpenShelf:
     another one it is refused."""
     shelf = await _served(request)
     named, served = request.query_params.get("generation", ""), shelf.generation.number
-    if named.isascii() and named.isdigit() and 0 < int(named[:10]) < MAX_GENERATION and int(named) != served:
+    if len(named) > MAX_DIGITS:  # of any length, which Python would refuse to read
+        raise BadInput(f"generation={named[:80]}: expected a number of at most {MAX_DIGITS} digits")
+    if named.isascii() and named.isdigit() and 0 < int(named) < MAX_GENERATION and int(named) != served:
         instead = f"this server answers from generation {served}: leave `generation` out, or name that one"
         if int(named) > served:
             raise Conflict(f"generation={named} is not served yet; {instead}")

@@ -51,6 +51,7 @@ async def of_cutout(
     """The redshift of an uploaded cutout, by an estimator fitted on a pixel encoder alone: fluxes measured on it would
     be of another photometric system than the catalogue's. `bands_missing` are those that it lacks."""
     chosen = upload.pixel_encoder(shelf, query.encoder)
-    vector, missing = await uploads.vector(request, shelf, chosen, form)
+    vector, cutout = await uploads.vector(request, shelf, chosen, form)
     told: dict[str, Any] = {"encoder": chosen.name, "estimator": query.estimator, "pdf": query.pdf}
-    return await run_in_threadpool(redshift.redshift_of_vector, shelf, vector, **told, bands_missing=missing)
+    told["bands_missing"] = cutout.bands_missing
+    return await run_in_threadpool(redshift.redshift_of_vector, shelf, vector, **told)

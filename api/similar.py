@@ -32,18 +32,21 @@ GRID = 60
 COUNTS = (12, 24, 60, 120, 240)
 
 
+def without_blanks(given: Any) -> Any:
+    """What somebody has filled in of a form, which sends the other fields, too: they are as good as not there."""
+    if not isinstance(given, dict):
+        return given
+    kept = {name: [v for v in value if v != ""] if isinstance(value, list) else value for name, value in given.items()}
+    return {name: value for name, value in kept.items() if value not in ("", [])}
+
+
 class Blank(OfGeneration):
-    """A form sends the fields that nobody filled in, too: they are as good as not there."""
+    """Of a form: fields left empty are not there."""
 
     @model_validator(mode="before")
     @classmethod
     def _without_blanks(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        kept = {
-            name: [v for v in value if v != ""] if isinstance(value, list) else value for name, value in given.items()
-        }
-        return {name: value for name, value in kept.items() if value not in ("", [])}
+        return without_blanks(given)
 
 
 class LookQuery(Blank):

@@ -1,6 +1,7 @@
 """An uploaded cutout on its way to a vector: decoded in a process of its own, encoded together with others.
 
-Both routes that take one wait here, and give up when their client leaves. Processes and queue belong to the app.
+The routes that take one, of /v1 and of the page, wait here, and give up when their client leaves. Processes and queue
+belong to the app.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ class Uploads:
 
     async def vector(
         self, request: Request, shelf: OpenShelf, encoder: OpenEncoder, form: CutoutForm
-    ) -> tuple[Floats, tuple[str, ...]]:
-        """The vector of an upload, (dim,), and the bands that it lacks; `Busy` where too many are waiting."""
+    ) -> tuple[Floats, Cutout]:
+        """The vector of an upload, (dim,), and the cutout in it; `Busy` where too many are waiting."""
         cutout = await run_in_threadpool(self.decode, await form.file.read(), shelf, form)
         until: float = request.state.until
         began, trace = time.perf_counter(), getattr(request.state, "trace", None)
@@ -89,7 +90,7 @@ class Uploads:
         vector = await _unless_left(request, future)
         if trace is not None:  # with the wait for others: the metrics are told of the batch by the thread that does it
             trace.stage("encode", time.perf_counter() - began)
-        return vector, cutout.bands_missing
+        return vector, cutout
 
 
 async def _uploads(request: Request) -> Uploads:

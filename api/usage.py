@@ -70,6 +70,10 @@ def _check_question(parser: argparse.ArgumentParser, arguments: argparse.Namespa
     others = (arguments.source_id, arguments.cutout, arguments.text, arguments.like or None)
     if sum(other is not None for other in others) + position != 1:
         parser.error("ask about exactly one of --id, --ra with --dec, --cutout, --text and --like")
+    of_cutout = {"bands": None, "unit": "uJy", "pixel_scale_arcsec": None, "ebv": None}
+    for name, usual in of_cutout.items():
+        if arguments.cutout is None and getattr(arguments, name) != usual:
+            parser.error(f"--{name.replace('_', '-')} goes with --cutout")
     if arguments.unlike and not arguments.like:
         parser.error("--unlike goes with --like")
     if arguments.estimator and (arguments.like or arguments.text is not None):

@@ -6,7 +6,7 @@ known is null.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -292,7 +292,6 @@ class RedshiftsAnswer(Answer):
 
 
 Phase = Literal["PENDING", "QUEUED", "EXECUTING", "COMPLETED", "ERROR", "ABORTED"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 class JobAnswer(Answer):

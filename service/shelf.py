@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from redshelf.models.redshift import RedshiftModel
 
 
+BEGINNINGS = 12  # sources that the first page begins with
 BACKGROUND = 1000  # sources, from which a classifier tells examples apart
 KEPT_FILTERS = 16  # whose rows an open shelf remembers: some megabytes each for a million sources
 
@@ -195,6 +196,18 @@ class OpenShelf:
         """The median E(B-V) of the sources, NaN where none is known."""
         known = self.columns["ebv"][np.isfinite(self.columns["ebv"]) & ~self.columns["deleted"]]
         return float(np.median(known)) if len(known) else float("nan")
+
+    @cached_property
+    def beginnings(self) -> tuple[str, ...]:
+        """A few sources to begin with: galaxies with a label, spread over redshift; else any, spread over the shelf."""
+        z, kinds = self.columns["z_spec"], [columns.CLASSES.index(name) for name in ("galaxy", "unknown")]
+        rows = np.flatnonzero(np.isfinite(z) & (z > 0) & np.isin(self.columns["object_class"], kinds))
+        if len(rows) >= BEGINNINGS:
+            rows = rows[np.argsort(z[rows], kind="stable")]
+        else:
+            rows = np.flatnonzero(~self.columns["deleted"])
+        spread = np.unique(np.linspace(0, max(len(rows) - 1, 0), BEGINNINGS).astype(int))
+        return tuple(self.source_id(row) for row in rows[spread[: len(rows)]])
 
     @cached_property
     def _cutouts(self) -> Any:

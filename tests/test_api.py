@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields
 from io import BytesIO
@@ -12,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from redshelf.api.app import create_app
-from redshelf.api.envelope import BODY_MARGIN_BYTES
+from redshelf.api.envelope import longest_body
 from redshelf.api.queries import FilterQuery
 from redshelf.indexing.ann import brute_force
 from redshelf.indexing.filters import Filters
@@ -304,12 +305,34 @@ def test_a_wrong_upload_is_a_problem_in_words(
     assert words in response.json()["detail"]
 
 
+def test_an_address_takes_what_its_longest_body_needs_and_no_more() -> None:
+    usual = load(environ={})
+    assert longest_body("/upload", usual) == longest_body("/v1/cutouts/redshift", usual) == (32 << 20) + (16 << 10)
+    assert longest_body("/v1/jobs", usual) == 6_400_000 + (16 << 10)
+    others = ("/v1/neighbours", "/v1/redshifts", "/v1/jobs/abc/phase", "/v1/maps/vit/select", "/key", "/upload/", "/")
+    assert {longest_body(path, usual) for path in others} == {2 << 20}
+    assert longest_body("/v1/jobs", load(environ={}, max_job_ids=1)) == 2 << 20
+    assert len(json.dumps({"vector": [-1.2345678901234567e-300] * 65_536})) < 2 << 20
+
+
+def test_many_ids_are_refused_by_the_description_before_they_are_looked_up(client: TestClient) -> None:
+    answer = client.post("/v1/redshifts", json={"ids": ["s0001"] * 1001})
+    assert answer.status_code == 422 and "List should have at most 1000 items" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("digits", ["0" * 9 + "1" * 5000, "1" * 5000, "0" * 12 + "2"])
+def test_a_generation_of_too_many_digits_is_refused(client: TestClient, digits: str) -> None:
+    answer = client.get("/v1/shelf", params={"generation": digits})
+    assert answer.status_code == 422 and "expected a number of at most 10 digits" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_over_the_limit_is_413(client: TestClient, chunked: bool) -> None:
-    body = bytes((1 << 20) + BODY_MARGIN_BYTES + 1)
-    content = iter([body[: 1 << 19], body[1 << 19 :]]) if chunked else body
+    body = bytes((2 << 20) + 1)
+    content = iter([body[: 1 << 20], body[1 << 20 :]]) if chunked else body
     response = client.post("/v1/neighbours", content=content, headers={"content-type": "application/json"})
     assert response.status_code == 413
+    assert response.json()["detail"] == "the body is longer than the 2097152 bytes that this address takes"
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["request_id"] == response.headers["x-request-id"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import html
 import json
 import os
 import resource
@@ -40,6 +41,10 @@ def refused(client: TestClient, blob: bytes, **form: str) -> Any:
     return client.post("/v1/cutouts/neighbours?k=1", files={"file": blob}, data=form)
 
 
+def at_page(client: TestClient, blob: bytes, **form: str) -> Any:
+    return client.post("/upload", files={"file": blob}, data={"k": "1", **form})
+
+
 def _cpu(pid: int) -> float:
     """CPU seconds of a process so far."""
     words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -48,6 +53,11 @@ def _cpu(pid: int) -> float:
 
 def _resident_mb() -> float:
     return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+
+def _peak_mb() -> float:
+    """The most that this process has held at a time so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 class Spent:
@@ -92,6 +102,23 @@ def test_a_bomb_is_refused_within_a_second_of_cpu_and_leaves_nothing(client: Tes
     assert _resident_mb() < before + GROWTH_MB
     assert refused(client, good).json()["neighbours"] == expected
     print(f"{name}: {len(blob)} bytes, {seconds * 1000:.0f} ms of CPU: {answer.json()['detail'][:100]}")
+
+
+@pytest.mark.parametrize("name", list(bombs.BOMBS))
+def test_the_page_refuses_a_bomb_in_words_and_nothing_of_it_is_read_in_the_server(
+    client: TestClient, name: str
+) -> None:
+    blob = bombs.BOMBS[name]()
+    assert at_page(client, client.get("/v1/sources/s0012/cutout?format=fits").content).status_code == 200
+    before, spent = _peak_mb(), Spent(client)
+    answer = at_page(client, blob, bands="g")
+    seconds = spent.seconds()
+    assert 400 <= answer.status_code < 500, answer.text[:500]
+    assert answer.headers["content-type"] == "text/html; charset=utf-8" and len(answer.content) < 10_000
+    detail = refused(client, blob, bands="g").json()["detail"]
+    assert html.escape(detail[:40], quote=False) in answer.text.replace("&#39;", "'").replace("&#34;", '"')
+    assert seconds < CPU_S, f"{seconds:.2f} s of CPU"
+    assert _peak_mb() < before + GROWTH_MB
 
 
 def test_a_body_without_a_length_ends_at_the_limit(tiny_shelf: Path) -> None:

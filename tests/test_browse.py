@@ -6,6 +6,7 @@ import html
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -286,6 +287,22 @@ def test_an_iau_name_that_is_none_is_refused() -> None:
         typed.iau_position("J106028.60+021221.5")
 
 
+def test_what_to_begin_with_is_looked_for_once_and_spread_over_redshift(bare_shelf: Path, tiny_shelf: Path) -> None:
+    app = create_app(load(environ={}, shelf=tiny_shelf))
+    opened = app.state.serving.current
+    first = TestClient(app).get("/").text
+    kept = opened.__dict__["beginnings"]
+    shown = [a["href"] for tag, a in tags(first) if tag == "a" and a.get("class") == "id"]
+    assert shown == [f"/source/{one}" for one in kept] and len(kept) == 12
+    z = [float(opened.columns["z_spec"][opened.row(one)]) for one in kept]
+    assert z == sorted(z) and z[0] == np.nanmin(opened.columns["z_spec"][opened.columns["z_spec"] > 0])
+    opened.__dict__["beginnings"] = kept[:3]
+    again = [a["href"] for tag, a in tags(TestClient(app).get("/").text) if a.get("class") == "id"]
+    assert again == shown[:3]
+    unlabelled = create_app(load(environ={}, shelf=bare_shelf)).state.serving.current
+    assert unlabelled.beginnings[0] == unlabelled.source_id(0) and unlabelled.beginnings[-1] == unlabelled.source_id(59)
+
+
 def test_search_leads_to_the_source_by_its_iau_name(client: TestClient) -> None:
     name = client.get("/v1/sources/s0003").json()["iau_name"]
     assert client.get("/", params={"q": name}).headers["location"] == "/source/s0003"
@@ -322,6 +339,20 @@ def test_a_cutout_without_a_band_is_answered_and_the_page_says_which(client: Tes
     blob = client.get("/v1/sources/s0003/cutout?format=fits&bands=r,i").content
     response = sent(client, blob)
     assert response.status_code == 200 and "Without g." in response.text
+
+
+def test_the_form_says_how_large_the_pixels_are_as_v1_does(client: TestClient) -> None:
+    image = np.random.default_rng(0).normal(0, 1, (3, 120, 120)).astype(np.float32)
+    np.save(stream := BytesIO(), image)
+    told = {"bands": "g,r,i", "unit": "noise", "pixel_scale_arcsec": "0.1", "encoder": "vit", "k": "12"}
+    asked = {name: told[name] for name in ("bands", "unit", "pixel_scale_arcsec")}
+    route = "/v1/cutouts/neighbours?encoder=vit&k=12"
+    answers = client.post(route, files={"file": stream.getvalue()}, data=asked).json()["neighbours"]
+    page = sent(client, stream.getvalue(), **told)
+    cards = [a["href"] for tag, a in tags(page.text) if tag == "a" and a.get("class") == "id"]
+    assert cards == [f"/source/{one['source_id']}" for one in answers]
+    unsaid = sent(client, stream.getvalue(), **{**told, "pixel_scale_arcsec": ""})
+    assert cards != [a["href"] for tag, a in tags(unsaid.text) if tag == "a" and a.get("class") == "id"]
 
 
 @pytest.mark.security

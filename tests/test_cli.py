@@ -62,6 +62,19 @@ def test_wrong_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixtur
     assert "usage: redshelf" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("question", [["--id", "a"], ["--ra", "1", "--dec", "2"], ["--text", "a"], ["--like", "a"]])
+@pytest.mark.parametrize(
+    "words", [["--bands", "g,r"], ["--unit", "noise"], ["--pixel-scale-arcsec", "0.2"], ["--ebv", "0"]]
+)
+def test_what_is_said_of_a_cutout_is_refused_without_one(
+    question: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["search", *question, *words])
+    assert stop.value.code == 2
+    assert f"{words[0]} goes with --cutout" in capsys.readouterr().err
+
+
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--version"])

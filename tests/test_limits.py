@@ -138,6 +138,32 @@ def test_beyond_what_may_be_in_flight_is_503_and_who_looks_after_it_still_sees_i
     asyncio.run(run())
 
 
+def test_who_looks_after_a_server_is_answered_while_every_place_is_taken(
+    bare_shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, app = Held(monkeypatch), app_of(bare_shelf, tmp_path)
+    most = app.state.settings.max_concurrent
+    assert most == 64, "more than AnyIO has threads by itself"
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://x") as client,
+        ):
+            waiting = [asyncio.create_task(client.get("/v1/shelf")) for _ in range(most)]
+            try:
+                await _until(lambda: held.asked == most)
+                assert (await client.get("/v1/sources/s0003")).status_code == 503
+                for path in ("/healthz", "/readyz", "/metrics"):
+                    assert (await asyncio.wait_for(client.get(path), 10)).status_code == 200
+            finally:
+                held.go.set()
+            assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [200] * most
+
+    asyncio.run(run())
+
+
 def test_a_request_past_its_deadline_is_answered_then_and_keeps_its_place_until_its_work_has_ended(
     bare_shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import math
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
@@ -52,6 +55,30 @@ def picture(client: TestClient, address: str) -> Image.Image:
 def positions(opened: OpenMap) -> npt.NDArray[np.float64]:
     """(n, 2), in the order of the map."""
     return morton.positions_of(opened.pyramid.keys)
+
+
+def test_a_map_that_is_slow_to_open_keeps_nobody_else_waiting(
+    mapped_shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, began, go, usual = create_app(load(environ={}, shelf=mapped_shelf)), Event(), Event(), maps.find
+
+    def held(shelf: OpenShelf, name: str) -> OpenMap:
+        began.set()
+        assert go.wait(5), "nothing else was answered meanwhile"
+        return usual(shelf, name)
+
+    monkeypatch.setattr(maps, "find", held)
+
+    async def run() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as asks:
+            asked = asyncio.create_task(asks.get("/v1/maps/vit"))
+            while not began.is_set():
+                await asyncio.sleep(0.005)
+            assert (await asks.get("/healthz")).status_code == 200
+            go.set()
+            assert (await asked).status_code == 200
+
+    asyncio.run(run())
 
 
 def test_a_map_says_what_it_is(client: TestClient, opened: OpenMap) -> None:
@@ -279,7 +306,7 @@ def test_what_is_no_polygon_is_refused(client: TestClient, body: str, words: str
 def test_a_polygon_of_too_many_corners_is_refused(client: TestClient) -> None:
     ring = [[0.5 + 0.4 * math.cos(a / 80), 0.5 + 0.4 * math.sin(a / 80)] for a in range(501)]
     answer = client.post("/v1/maps/vit/select", json={"polygon": ring})
-    assert answer.status_code == 422 and "501 corners: expected at most 500" in answer.json()["detail"]
+    assert answer.status_code == 422 and "List should have at most 500 items" in answer.json()["detail"]
 
 
 def test_a_colouring_that_no_source_has_is_refused_with_those_there_are(own_bare: Path) -> None:

@@ -120,7 +120,7 @@ def test_requests_are_counted_by_route_and_status_and_turned_away_by_reason(
         client.get(path)
     client.get("/v1/shelf", headers={"x-api-key": "wrong"})
     client.request("FORGED", "/v1/shelf")
-    client.post("/v1/redshifts", content=b"x" * 40_000)
+    client.post("/v1/cutouts/redshift", content=b"x" * 40_000)
     found = numbers(client.get("/metrics").text)
 
     def requests(method: str, route: str, status: int) -> float:
