@@ -25,12 +25,16 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_with(path: Path, writer: Callable[[BinaryIO], None], *, mode: int | None = None) -> None:
+def write_with(
+    path: Path, writer: Callable[[BinaryIO], None], *, mode: int | None = None, make_folder: bool = True
+) -> None:
     """Let `writer` fill a temporary file beside `path`, then sync and rename: readers see the old or the new whole.
 
-    `mode`: who may read it, by default as the umask says; until the rename its owner alone.
+    `mode`: who may read it, by default as the umask says; until the rename its owner alone. Without `make_folder` a
+    folder that is not there, or that goes meanwhile, is a `FileNotFoundError`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if make_folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
     handle = tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent, delete=False)  # noqa: SIM115
     try:
         with handle:
@@ -47,13 +51,13 @@ def write_with(path: Path, writer: Callable[[BinaryIO], None], *, mode: int | No
     _sync_folder(path.parent)
 
 
-def write_bytes(path: Path, data: bytes, *, mode: int | None = None) -> None:
+def write_bytes(path: Path, data: bytes, *, mode: int | None = None, make_folder: bool = True) -> None:
     """Write `data` to `path`, whole or not at all."""
 
     def fill(handle: BinaryIO) -> None:
         handle.write(data)
 
-    write_with(path, fill, mode=mode)
+    write_with(path, fill, mode=mode, make_folder=make_folder)
 
 
 def write_npy(path: Path, values: npt.NDArray[Any]) -> None:
@@ -65,9 +69,10 @@ def write_npy(path: Path, values: npt.NDArray[Any]) -> None:
     write_with(path, fill)
 
 
-def write_json(path: Path, document: Any, *, mode: int | None = None) -> None:
+def write_json(path: Path, document: Any, *, mode: int | None = None, make_folder: bool = True) -> None:
     """Write `document` as JSON, whole or not at all; NaN is refused, as JSON has none."""
-    write_bytes(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode(), mode=mode)
+    data = (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
+    write_bytes(path, data, mode=mode, make_folder=make_folder)
 
 
 def read_json(path: Path) -> Any:

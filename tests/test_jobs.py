@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -26,6 +26,7 @@ from astropy.table import Table
 from fastapi.testclient import TestClient
 
 from redshelf.api.app import create_app
+from redshelf.models.errors import NotFound
 from redshelf.service import jobs as stored
 from redshelf.service import keys, working
 from redshelf.service.jobs import Asked, Jobs
@@ -289,9 +290,9 @@ def test_jobs_of_a_server_that_ends_go_on_with_the_next(
     assert json.loads(next((tmp_path / "jobs").rglob("job.json")).read_bytes())["beginnings"] == 1
 
 
-def make(jobs: Jobs, owner: str | None = None, keep_seconds: float = 60, **how: Any) -> stored.Job:
+def make(jobs: Jobs, owner: str | None = None, keep_seconds: float = 60, run: bool = True, **how: Any) -> stored.Job:
     asked = Asked("redshifts", ("s0003",), "json", {"encoder": None, "estimator": None, "pdf": False, **how})
-    job = jobs.create(asked, owner=owner, run=True, max_open=100, keep_seconds=keep_seconds)
+    job = jobs.create(asked, owner=owner, run=run, max_open=100, keep_seconds=keep_seconds)
     assert job is not None and jobs.asked(job) == asked
     return job
 
@@ -346,6 +347,54 @@ def test_a_job_is_destroyed_when_its_time_has_come_and_what_was_left_is_swept(tm
         os.utime(jobs.folder / name, (old, old))
     jobs.sweep()
     assert {path.name for path in jobs.folder.iterdir()} == {kept.job_id, ".locks"}
+
+
+def delete_while(jobs: Jobs, job: stored.Job, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have somebody delete the job while this process is in `call` of the module os."""
+    usual = getattr(os, call)
+
+    def deleted(*given: Any) -> Any:
+        monkeypatch.setattr(os, call, usual)
+        jobs.forget(job)
+        return usual(*given)
+
+    monkeypatch.setattr(os, call, deleted)
+
+
+def test_a_job_that_is_deleted_while_it_is_written_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, is_file = Jobs(tmp_path, tmp_path / "shelf"), Path.is_file
+    for number in range(3):
+        job = make(jobs)
+        delete_while(jobs, job, "fsync", monkeypatch)
+        with pytest.raises(stored.Gone):
+            if number == 0:
+                jobs.write(stored.replace(job, n_done=1))
+            elif number == 1:
+                jobs.write_result(job, "result.json", lambda stream: None)
+            else:  # after the look whether it is there, and before the folder is written to
+                monkeypatch.undo()
+                monkeypatch.setattr(Path, "is_file", lambda path, job=job: (is_file(path), jobs.forget(job))[0])
+                jobs.write(stored.replace(job, n_done=1))
+        monkeypatch.undo()
+        assert jobs.all() == [] and {path.name for path in jobs.folder.iterdir()} == {".locks"}
+
+
+@pytest.mark.parametrize("change", [Jobs.start, Jobs.abort])
+@pytest.mark.parametrize("written", [False, True])
+def test_a_job_that_is_deleted_before_its_phase_is_changed_is_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Jobs, stored.Job], None], written: bool
+) -> None:
+    jobs = Jobs(tmp_path, tmp_path / "shelf")
+    job = make(jobs, run=False)
+    if written:
+        delete_while(jobs, job, "fsync", monkeypatch)
+    else:
+        jobs.forget(job)
+    with pytest.raises(NotFound, match="a job is seen with the key that made it"):
+        change(jobs, job)
+    assert jobs.all() == []
 
 
 def test_a_full_disk_ends_a_job_as_an_error_that_says_so_and_leaves_nothing_half_written(
