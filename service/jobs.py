@@ -268,7 +268,11 @@ class Jobs:
         if not self.folder.is_dir():
             return
         for path in self.folder.iterdir():
-            whole = JOB_ID.fullmatch(path.name) and (path / "job.json").is_file()
-            if whole or path.name == ".locks" or path.stat().st_mtime > datetime.now().timestamp() - LEFT_OVER_S:
+            if path.name == ".locks" or (JOB_ID.fullmatch(path.name) and (path / "job.json").is_file()):
                 continue
-            shutil.rmtree(path, ignore_errors=True)
+            try:
+                changed = path.stat().st_mtime
+            except FileNotFoundError:  # another worker was quicker, or it has its name now
+                continue
+            if changed <= datetime.now().timestamp() - LEFT_OVER_S:
+                shutil.rmtree(path, ignore_errors=True)

@@ -349,6 +349,17 @@ def test_a_job_is_destroyed_when_its_time_has_come_and_what_was_left_is_swept(tm
     assert {path.name for path in jobs.folder.iterdir()} == {kept.job_id, ".locks"}
 
 
+def test_what_is_gone_before_the_sweep_looks_at_it_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = Jobs(tmp_path, tmp_path / "shelf")
+    kept, usual = make(jobs), Path.iterdir
+    gone = [jobs.folder / ".new-x", jobs.folder / ("0" * 32)]  # one that is made elsewhere, one that is deleted there
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter([*gone, *usual(folder)]))
+    jobs.sweep()
+    assert [job.job_id for job in jobs.all()] == [kept.job_id]
+
+
 def delete_while(jobs: Jobs, job: stored.Job, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have somebody delete the job while this process is in `call` of the module os."""
     usual = getattr(os, call)
