@@ -92,8 +92,24 @@ class Gone(Exception):
     """The job was deleted while it was worked on."""
 
 
+class Full(Exception):
+    """An owner has as many jobs as are kept for one."""
+
+
 def _none_here(job_id: str) -> NotFound:
     return NotFound(f"no job {job_id[:80]!r} here; a job is seen with the key that made it, until its destruction")
+
+
+def _refuse_more(known: list[Job], *, max_open: int, max_kept: int) -> None:
+    """Raise `Full` unless one more than `known`, the newest first, is allowed."""
+    if sum(job.is_open for job in known) >= max_open:
+        raise Full(f"{max_open} of your jobs have not ended: wait for one, or abort or delete it")
+    if len(known) >= max_kept:
+        oldest = next((job for job in reversed(known) if not job.is_open), known[-1])
+        raise Full(
+            f"{max_kept} of your jobs are kept, those that have ended included: delete those whose results you have "
+            f"(DELETE /v1/jobs/JOB), first {oldest.job_id}, {oldest.phase} since {oldest.ended or oldest.created}"
+        )
 
 
 @contextmanager
@@ -117,8 +133,11 @@ class Jobs:
     def _home(self, job_id: str) -> Path:
         return self.folder / job_id
 
-    def create(self, asked: Asked, *, owner: str | None, run: bool, max_open: int, keep_seconds: float) -> Job | None:
-        """A new job, PENDING, or QUEUED with `run`; None where `owner` has `max_open` that have not ended."""
+    def create(
+        self, asked: Asked, *, owner: str | None, run: bool, max_open: int, max_kept: int, keep_seconds: float
+    ) -> Job:
+        """A new job, PENDING, or QUEUED with `run`; `Full` where `owner` has `max_open` that have not ended, or
+        `max_kept` with those that have."""
         job_id, created = uuid.uuid4().hex, now()
         ends = datetime.fromisoformat(created) + timedelta(seconds=keep_seconds)
         facts: dict[str, Any] = {"what": asked.what, "format": asked.format, "n_ids": len(asked.ids)}
@@ -131,12 +150,11 @@ class Jobs:
             (made / "spare").write_bytes(os.urandom(SPARE_BYTES))  # which no file system makes shorter
             write_json(made / "job.json", asdict(job), mode=OWNER_ONLY)
             with self._locked("new"):  # so that two at the same time do not both find room
-                if sum(known.is_open for known in self.of(owner)) < max_open:
-                    made.rename(self._home(job_id))
-                    return job
+                _refuse_more(self.of(owner), max_open=max_open, max_kept=max_kept)
+                made.rename(self._home(job_id))
         finally:
             shutil.rmtree(made, ignore_errors=True)
-        return None
+        return job
 
     def _read(self, job_id: str) -> Job | None:
         try:

@@ -60,8 +60,9 @@ class Settings(BaseModel):
     encode_wait_seconds: float = Field(default=0.002, ge=0, le=1)  # that the first of them waits for others
     max_encode_queue: int = Field(default=64, ge=1, le=10_000)  # uploads that wait to be encoded
     max_jobs: int = Field(default=16, ge=1, le=10_000)  # of one key that have not ended
+    max_kept_jobs: int = Field(default=100, ge=1, le=10_000)  # of one key, with those that have ended
     max_job_ids: int = Field(default=100_000, ge=1, le=1_000_000)  # in the list of one
-    max_job_bytes: int = Field(default=256 << 20, ge=1024)  # of the result of one
+    max_job_bytes: int = Field(default=256 << 20, ge=1024)  # of the result of one, in memory and as a file
     job_seconds: float = Field(default=7 * 86_400.0, ge=1, le=366 * 86_400.0)  # after which a job is destroyed
     max_concurrent: int = Field(default=64, ge=1, le=10_000)  # requests that a worker answers at the same time
     max_connections: int = Field(default=1000, ge=1, le=100_000)  # open to a worker, idle ones counted

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import server as servers
@@ -26,7 +27,7 @@ from astropy.table import Table
 from fastapi.testclient import TestClient
 
 from redshelf.api.app import create_app
-from redshelf.models.errors import NotFound
+from redshelf.models.errors import BadInput, NotFound
 from redshelf.service import jobs as stored
 from redshelf.service import keys, working
 from redshelf.service.jobs import Asked, Jobs
@@ -290,10 +291,12 @@ def test_jobs_of_a_server_that_ends_go_on_with_the_next(
     assert json.loads(next((tmp_path / "jobs").rglob("job.json")).read_bytes())["beginnings"] == 1
 
 
-def make(jobs: Jobs, owner: str | None = None, keep_seconds: float = 60, run: bool = True, **how: Any) -> stored.Job:
+def make(
+    jobs: Jobs, owner: str | None = None, keep_seconds: float = 60, run: bool = True, max_kept: int = 100, **how: Any
+) -> stored.Job:
     asked = Asked("redshifts", ("s0003",), "json", {"encoder": None, "estimator": None, "pdf": False, **how})
-    job = jobs.create(asked, owner=owner, run=run, max_open=100, keep_seconds=keep_seconds)
-    assert job is not None and jobs.asked(job) == asked
+    job = jobs.create(asked, owner=owner, run=run, max_open=100, max_kept=max_kept, keep_seconds=keep_seconds)
+    assert jobs.asked(job) == asked
     return job
 
 
@@ -358,6 +361,19 @@ def test_what_is_gone_before_the_sweep_looks_at_it_is_passed_over(
     monkeypatch.setattr(Path, "iterdir", lambda folder: iter([*gone, *usual(folder)]))
     jobs.sweep()
     assert [job.job_id for job in jobs.all()] == [kept.job_id]
+
+
+def test_jobs_that_have_ended_are_bounded_too_and_the_oldest_is_named(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, tmp_path / "shelf")
+    first, second, third = (make(jobs, max_kept=3) for _ in range(3))
+    for job in (third, second):
+        jobs.abort(job)
+    with pytest.raises(stored.Full, match=f"3 of your jobs are kept.*delete.*{second.job_id}, ABORTED since"):
+        make(jobs, max_kept=3)
+    make(jobs, owner="another", max_kept=3)
+    jobs.forget(second)
+    make(jobs, max_kept=3)
+    assert jobs._read(first.job_id) is not None and len(jobs.of(None)) == 3
 
 
 def delete_while(jobs: Jobs, job: stored.Job, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
