@@ -376,6 +376,17 @@ def test_jobs_that_have_ended_are_bounded_too_and_the_oldest_is_named(tmp_path: 
     assert jobs._read(first.job_id) is not None and len(jobs.of(None)) == 3
 
 
+def test_a_table_that_is_longer_when_it_is_written_is_an_error_that_says_so() -> None:
+    asked = Asked("redshifts", ("s0003",), "votable", {})
+    table = pa.table({"source_id": ["s0003"] * 1000, "z": [0.5] * 1000})
+    result = working._Result(None, asked, table.nbytes)  # type: ignore[arg-type]  # no shelf is asked
+    result._tables.append(table)
+    stream = BytesIO()
+    with pytest.raises(BadInput, match=r"is \d+ bytes as votable.*keeps at most \d+") as refused:
+        result.write(stream)
+    assert f"is {len(stream.getvalue())} bytes" in str(refused.value) and str(table.nbytes) in str(refused.value)
+
+
 def delete_while(jobs: Jobs, job: stored.Job, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have somebody delete the job while this process is in `call` of the module os."""
     usual = getattr(os, call)
