@@ -268,7 +268,7 @@ right one.
 
 {table(("setting", "default", "is", "meaning"), rows)}
 `state_dir` is by default `redshelf` in `$XDG_STATE_HOME`, or `~/.local/state/redshelf`; `threads` as many as the
-machine has cores, at most four. Rates are such as `6000/minute` or `50/second`, and empty for none. Of lists, the
+cores that it may run on, at most four. Rates are such as `6000/minute` or `50/second`, and empty for none. Of lists, the
 variable holds the values separated by commas.
 A file for a lab stands in [Serving a lab](../serving.md#workers).
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, ValidationError, model_validator
 
 from redshelf.models.errors import BadInput, nearest
+from redshelf.models.threads import cores
 
 PREFIX = "REDSHELF_"
 # where the settings are; where tests find the real files; how often they repeat themselves; the key of `search --url`
@@ -76,7 +77,7 @@ class Settings(BaseModel):
     aladin: Annotated[FilePath | None, BeforeValidator(_none_if_empty)] = None  # Aladin Lite's file; GPL-3, not shipped
     log_format: Literal["auto", "json", "text"] = "auto"  # auto: text on a terminal
     otlp_endpoint: str = Field(default="", pattern=ENDPOINT)  # the collector that traces go to; "" for none
-    threads: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1)  # of torch and FAISS, in a worker
+    threads: int = Field(default_factory=lambda: min(4, cores()), ge=1)  # of torch and FAISS, in a worker
 
     @model_validator(mode="after")
     def _state_outside_the_shelf(self) -> Self:
