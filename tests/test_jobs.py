@@ -363,6 +363,21 @@ def test_what_is_gone_before_the_sweep_looks_at_it_is_passed_over(
     assert [job.job_id for job in jobs.all()] == [kept.job_id]
 
 
+def test_who_has_as_many_jobs_as_are_kept_is_told_which_to_delete(bare_shelf: Path, tmp_path: Path) -> None:
+    client = TestClient(create_app(load(environ={}, shelf=bare_shelf, state_dir=tmp_path, max_kept_jobs=2)))
+    assert client.get("/v1/shelf").json()["limits"]["max_kept_jobs"] == 2
+    body = {"what": "neighbours", "ids": ["s0003"], "format": "votable"}
+    first, second = (submit(client, **body) for _ in range(2))
+    assert client.app.state.working.one()  # type: ignore[attr-defined]
+    assert [client.get(at).json()["phase"] for at in (first, second)] == ["COMPLETED", "QUEUED"]
+    refused = client.post("/v1/jobs", json=body)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "60")
+    detail = refused.json()["detail"]
+    assert "2 of your jobs are kept" in detail and f"first {first.rpartition('/')[2]}, COMPLETED since" in detail
+    assert client.delete(first).status_code == 204
+    submit(client, **body)
+
+
 def test_jobs_that_have_ended_are_bounded_too_and_the_oldest_is_named(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path, tmp_path / "shelf")
     first, second, third = (make(jobs, max_kept=3) for _ in range(3))
