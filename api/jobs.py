@@ -16,7 +16,7 @@ from redshelf.api.tables import JSON, MEDIA, TABLES, file_name
 from redshelf.models.errors import Busy
 from redshelf.service import working
 from redshelf.service.answers import JobAnswer, JobsAnswer, ManyNeighboursAnswer, RedshiftsAnswer
-from redshelf.service.jobs import Job
+from redshelf.service.jobs import Full, Job
 from redshelf.service.working import Working
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -77,18 +77,20 @@ def create(
     owner: Owner,
 ) -> Response:
     """Neighbours or redshifts of a long list, done while nobody waits. What is wrong with the question is said at once:
-    one unknown id is a 404 for all. 429 where `max_jobs` with the same key have not ended."""
+    one unknown id is a 404 for all. 429 where `max_jobs` with the same key have not ended, or `max_kept_jobs` are
+    kept."""
     at_most("number of ids", len(body.ids), settings.max_job_ids)
     asked = body.asked(settings)
     asked = working.checked(shelf, asked)
-    told: dict[str, Any] = {"max_open": settings.max_jobs, "keep_seconds": settings.job_seconds}
+    told: dict[str, Any] = {
+        "max_open": settings.max_jobs, "max_kept": settings.max_kept_jobs, "keep_seconds": settings.job_seconds
+    }  # fmt: skip
     try:
         job = at_work.jobs.create(asked, owner=owner, run=body.run, **told)
     except OSError as error:
         raise Busy(f"the job could not be stored: {error.strerror or error}") from error
-    if job is None:
-        detail = f"{settings.max_jobs} of your jobs have not ended: wait for one, or abort or delete it"
-        raise HTTPException(429, detail, {"retry-after": str(FULL_RETRY_S)})
+    except Full as error:
+        raise HTTPException(429, str(error), {"retry-after": str(FULL_RETRY_S)}) from error
     at_work.wake()
     return _see(job)
 

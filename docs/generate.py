@@ -268,8 +268,8 @@ right one.
 
 {table(("setting", "default", "is", "meaning"), rows)}
 `state_dir` is by default `redshelf` in `$XDG_STATE_HOME`, or `~/.local/state/redshelf`; `threads` as many as the
-machine has cores, at most four. Rates are such as `6000/minute` or `50/second`, and empty for none. Of lists, the
-variable holds the values separated by commas.
+cores that it may run on, at most four. Rates are such as `6000/minute` or `50/second`, and empty for none. Of lists,
+the variable holds the values separated by commas.
 A file for a lab stands in [Serving a lab](../serving.md#workers).
 
 Variables that are no settings: `REDSHELF_SETTINGS` (the file), `REDSHELF_KEY` (the key that `redshelf search --url`

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def find(survey: Survey) -> dict[str, Path]:
     if "{tile}" in section.path:
         pieces = str(whole).split("{tile}")
         matches = matcher(pieces)
-        whole = Path("*".join(pieces))
+        whole = Path("*".join(escape(piece) for piece in pieces))  # as `matches` takes them
     if whole.is_relative_to(folder):  # so that brackets in the folder's name stand for themselves
         names = [str(folder / name) for name in glob(str(whole.relative_to(folder)), root_dir=folder)]  # noqa: PTH207
     else:

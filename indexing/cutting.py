@@ -7,8 +7,6 @@ written with it and committed after the cutouts.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -26,7 +24,7 @@ from redshelf.indexing import cutouts, imaging, origin, store, tiling
 from redshelf.indexing import survey as surveys
 from redshelf.indexing.files import read_json, write_json, write_npy
 from redshelf.indexing.imaging import TilePaths
-from redshelf.indexing.jobs import Do, Job, Parts, Progress
+from redshelf.indexing.jobs import PLAN_FILE, Do, Job, Parts, Progress, check_least, id_of, read_plan
 from redshelf.indexing.layout import Layout, ShelfInfo
 from redshelf.indexing.memory import keep_freed_memory
 from redshelf.indexing.origin import Origin
@@ -38,7 +36,7 @@ from redshelf.models.threads import ahead
 PART_ROWS, TASK_PARTS = 4096, 256  # a task of a million rows: minutes of one core
 BATCHES_AHEAD = 8  # of cutouts, made while others are written
 TORCH_PIXELS = 10**9  # beyond, torch saves more time than importing it takes
-PLAN_FILE, ORIGIN_FILE = "plan.json", "origin.json"
+ORIGIN_FILE = "origin.json"
 ARRAYS = ("tile_of", "strip_of", "where", "changed", "removed")
 
 Ints = npt.NDArray[np.int64]
@@ -65,14 +63,12 @@ class Facts:
     stamps_of_no_source: int | None
 
     def __post_init__(self) -> None:
-        for name in ("part_rows", "task_parts"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name}={getattr(self, name)}: expected at least 1")
+        check_least(self, part_rows=1, task_parts=1)
 
     @cached_property
     def id(self) -> str:
         """16 hex digits that no other plan has."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return id_of(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,22 +142,22 @@ def write_sources(layout: Layout, facts: Facts, batches: Iterable[pa.RecordBatch
     write_part(layout.sources, schema, batches, part=0, first_row=facts.first_row, **told)
 
 
+def _facts(*, tiles: Sequence[str], references: Sequence[str], **more: Any) -> Facts:
+    """As JSON has them, which knows no tuples."""
+    return Facts(tiles=tuple(tiles), references=tuple(references), **more)
+
+
 def read(layout: Layout) -> IngestPlan:
     """The plan of the ingest that has not ended, its arrays memory-mapped; `NotFound` where there is none, `BadInput`
     where it was altered."""
     home = folder(layout)
     if not (home / PLAN_FILE).is_file():
         raise NotFound(f"no ingest is planned on {layout.root}: plan one with `redshelf ingest SURVEY.toml --plan`")
-    document = read_json(home / PLAN_FILE)
+    facts = read_plan(home / PLAN_FILE, _facts, told=("id",))
     try:
-        known = document.pop("id")
-        lists = {name: tuple(document[name]) for name in ("tiles", "references")}
-        facts = Facts(**{**document, **lists})
         arrays = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-    except (TypeError, KeyError, AttributeError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise BadInput(f"{home / PLAN_FILE} is no plan of this redshelf: {error}") from error
-    if known != facts.id:
-        raise BadInput(f"{home / PLAN_FILE} was altered: its content gives id {facts.id}, it says {known}")
     return IngestPlan(facts, **arrays)
 
 

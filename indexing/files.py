@@ -1,9 +1,7 @@
-"""Whole-or-nothing writes and sha256 manifests. Every file of a shelf that is not inside Lance is written here."""
+"""Whole-or-nothing writes and sha256 manifests: of every file of a shelf that is neither inside Lance nor an encoder's
+(`models/checkpoint` writes those)."""
 
-import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,47 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from redshelf.models.errors import BadInput, Conflict
+from redshelf.models.whole import sha256, write_bytes, write_with
 
-BLOCK = 1 << 22  # bytes read at once of a file that is hashed
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_with(path: Path, writer: Callable[[BinaryIO], None], *, mode: int | None = None) -> None:
-    """Let `writer` fill a temporary file beside `path`, then sync and rename: readers see the old or the new whole.
-
-    `mode`: who may read it, by default as the umask says; until the rename its owner alone.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent, delete=False)  # noqa: SIM115
-    try:
-        with handle:
-            writer(handle)  # type: ignore[arg-type]
-            handle.flush()
-            os.fsync(handle.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(handle.name).chmod(0o666 & ~umask if mode is None else mode)
-        Path(handle.name).replace(path)
-    except BaseException:
-        Path(handle.name).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def write_bytes(path: Path, data: bytes, *, mode: int | None = None) -> None:
-    """Write `data` to `path`, whole or not at all."""
-
-    def fill(handle: BinaryIO) -> None:
-        handle.write(data)
-
-    write_with(path, fill, mode=mode)
+__all__ = ["alone", "manifest", "read_json", "sha256", "verify", "write_bytes", "write_json", "write_npy", "write_with"]
 
 
 def write_npy(path: Path, values: npt.NDArray[Any]) -> None:
@@ -65,9 +25,10 @@ def write_npy(path: Path, values: npt.NDArray[Any]) -> None:
     write_with(path, fill)
 
 
-def write_json(path: Path, document: Any, *, mode: int | None = None) -> None:
+def write_json(path: Path, document: Any, *, mode: int | None = None, make_folder: bool = True) -> None:
     """Write `document` as JSON, whole or not at all; NaN is refused, as JSON has none."""
-    write_bytes(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode(), mode=mode)
+    data = (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
+    write_bytes(path, data, mode=mode, make_folder=make_folder)
 
 
 def read_json(path: Path) -> Any:
@@ -95,16 +56,6 @@ def alone(lock: Path, busy: str) -> Iterator[None]:
         held.release()
 
 
-def sha256(path: Path, progress: Callable[[int], object] = lambda size: None) -> str:
-    """Hex sha256 of a file, streamed; `progress` is told of the bytes of each block."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(BLOCK):
-            digest.update(block)
-            progress(len(block))
-    return digest.hexdigest()
-
-
 def manifest(root: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """{path relative to `root`: {"sha256", "size"}} of every file in `paths`, folders taken whole."""
     files = sorted(f for p in paths for f in (p.rglob("*") if p.is_dir() else [p]) if f.is_file())
@@ -130,7 +81,7 @@ def verify(
                 faults.append(f"{name}: missing")
             elif path.stat().st_size != facts["size"]:
                 faults.append(f"{name}: {path.stat().st_size} bytes, expected {facts['size']}")
-            elif hashes and sha256(path, progress) != facts["sha256"]:
+            elif hashes and sha256(path, progress=progress) != facts["sha256"]:
                 faults.append(f"{name}: sha256 differs from the manifest")
         except OSError as error:
             faults.append(f"{name}: cannot be read: {error.strerror}")

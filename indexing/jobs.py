@@ -1,6 +1,7 @@
 """Work in numbered parts that any process of any machine may do, as whoever hands the parts out sees it.
 
-A plan (`partition`, `intake`) says what the parts are; a runner (`runners`, `slurm`) needs no more than this.
+A plan (`partition`, `outputs`, `assembly`, `cutting`) says what the parts are; a runner (`runners`, `slurm`) needs no
+more than this.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from redshelf.indexing.files import read_json, write_json
 from redshelf.models.errors import BadInput
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 PLAN_FILE = "plan.json"
 Do = Callable[[Sequence[int]], int]  # does these parts, and returns their rows
@@ -68,6 +72,40 @@ class Parts(ABC):
         return sorted({part // self.task_parts for part in parts})
 
 
+class _Identified(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+P = TypeVar("P", bound=_Identified)
+
+
+def id_of(plan: DataclassInstance) -> str:
+    """16 hex digits that no other plan has."""
+    return hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_least(plan: object, **least: int) -> None:
+    """Raise `BadInput` for a field of a plan that is less than it may be."""
+    for name, value in least.items():
+        if getattr(plan, name) < value:
+            raise BadInput(f"{name}={getattr(plan, name)}: expected at least {value}")
+
+
+def read_plan(path: Path, make: Callable[..., P], *, told: Sequence[str]) -> P:
+    """The plan that `make` makes of the fields in the file, without those that are `told` of it: its id first, and what
+    follows from the fields too. `BadInput` where it was altered."""
+    document = read_json(path)
+    try:
+        said = [document.pop(name) for name in told]
+        plan = make(**document)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise BadInput(f"{path} is no plan of this redshelf: {error}") from error
+    if said != [getattr(plan, name) for name in told]:
+        raise BadInput(f"{path} was altered: its content gives id {plan.id}, it says {said[0]}")
+    return plan
+
+
 Span = tuple[int, int]  # first row, past the last
 
 
@@ -81,14 +119,12 @@ class Spans(Parts):
     task_parts: int
 
     def __post_init__(self) -> None:
-        for name, least in (("first_row", 0), ("rows", self.first_row), ("part_rows", 1), ("task_parts", 1)):
-            if getattr(self, name) < least:
-                raise BadInput(f"{name}={getattr(self, name)}: expected at least {least}")
+        check_least(self, first_row=0, rows=self.first_row, part_rows=1, task_parts=1)
 
     @property
     def id(self) -> str:
         """16 hex digits that no other plan has."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return id_of(self)
 
     @property
     def parts(self) -> int:
@@ -110,15 +146,7 @@ class Spans(Parts):
     @classmethod
     def read(cls, path: Path) -> Self:
         """The plan at `path`; `BadInput` where it was altered."""
-        document = read_json(path)
-        try:
-            told = [document.pop(name) for name in ("id", "parts", "tasks")]
-            plan = cls(**document)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise BadInput(f"{path} is no plan of this redshelf: {error}") from error
-        if told != [plan.id, plan.parts, plan.tasks]:
-            raise BadInput(f"{path} was altered: its content gives id {plan.id}, it says {told[0]}")
-        return plan
+        return read_plan(path, cls, told=("id", "parts", "tasks"))
 
     def lies_at(self, path: Path) -> bool:
         """Whether it is this very plan that is there."""

@@ -1,6 +1,6 @@
 """Where everything lies in a shelf, and shelf.toml: the facts of the survey that no file of it may contradict.
 
-A shelf is one folder and one LanceDB database (`../shared/design.md`); this module knows its paths, nothing else does.
+A shelf is one folder and one LanceDB database (docs/architecture.md); this module knows its paths, nothing else does.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from redshelf.indexing.files import read_json, write_json
 from redshelf.indexing.jobs import Job, Parts
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.parts import ranges
-from redshelf.models.errors import BadInput, Conflict, RedshelfError, nearest
+from redshelf.models.errors import BadInput, Conflict, nearest
 
 ATTEMPTS = 3  # resubmissions of tasks that miss parts, after each submission by hand
 PATIENCE_S = 120.0
@@ -213,9 +213,20 @@ def _active(jobs: list[str]) -> list[str]:
 
 
 def read_record(home: Path) -> dict[str, Any]:
-    """{"settings", "kind", "submitted": [{"array", "commit", "tasks", "by_hand"}]} of a plan; empty for none."""
+    """{"settings", "kind", "submitted": [{"array", "commit", "tasks", "by_hand"}]} of a plan; empty for none.
+
+    The last `commit` is "" where the submission was killed before its id was known.
+    """
     path = home / RECORD
     return dict(read_json(path)) if path.is_file() else {}
+
+
+def _put_back(home: Path, record: dict[str, Any]) -> None:
+    """The record as it was before a submission that has come to nothing."""
+    if record["submitted"]:
+        write_json(home / RECORD, record)
+    else:
+        (home / RECORD).unlink(missing_ok=True)
 
 
 def submit(
@@ -256,21 +267,25 @@ def submit(
             options=f" --batch-size {wants.batch_size}" if wants.batch_size and job.batch_size else "",
         )
         entry["array"] = _sbatch(script)
-        dependency = (f"--dependency=afterany:{entry['array']}",)
-    script = _render(
-        "slurm-commit.sh",
-        **common,
-        directives=_directives(settings, settings.commit, gpu=False),
-        setup=_setup(settings, settings.commit),
-    )
+    told = {"settings": settings.model_dump(), "kind": kind, "submitted": [*record["submitted"], entry]}
     try:
-        entry["commit"] = _sbatch(script, *dependency)
-    except RedshelfError:
-        if tasks:
-            _ask(["scancel", entry["array"]])  # nobody would commit what it does
+        if tasks:  # so that a kill from here on leaves no array that nobody knows
+            write_json(job.home / RECORD, record | told)
+            dependency = (f"--dependency=afterany:{entry['array']}",)
+        entry["commit"] = _sbatch(
+            _render(
+                "slurm-commit.sh",
+                **common,
+                directives=_directives(settings, settings.commit, gpu=False),
+                setup=_setup(settings, settings.commit),
+            ),
+            *dependency,
+        )
+    except BaseException:
+        if tasks and not _ask(["scancel", entry["array"]]).returncode:  # nobody would commit what it does
+            _put_back(job.home, record)
         raise
-    record |= {"settings": settings.model_dump(), "kind": kind, "submitted": [*record["submitted"], entry]}
-    write_json(job.home / RECORD, record)
+    write_json(job.home / RECORD, record | told)
     return entry
 
 

@@ -62,6 +62,17 @@ def _masked_to_numpy(values: npt.NDArray[Any], missing: Bools | None) -> npt.NDA
     return values
 
 
+def _fits_null(column: Any) -> int | float | None:
+    """The value that stands for a missing one in an integer column, as it is read: TNULL is of what is stored, TSCAL
+    and TZERO come after."""
+    if not isinstance(column.null, int) or column.dtype.kind not in "iu":
+        return None
+    scale, zero = column.bscale or 1, column.bzero or 0
+    if scale == 1 and zero == int(zero):
+        return column.null + int(zero)  # exactly, of an unsigned one of 64 bits too
+    return float(column.null) * scale + zero
+
+
 def _read_fits(path: Path, choose: Choose, hdu: int | None) -> Columns:
     from astropy.io import fits
 
@@ -85,9 +96,8 @@ def _read_fits(path: Path, choose: Choose, hdu: int | None) -> Columns:
             block = data[start : start + FITS_BLOCK_ROWS]
             for name, found in pieces.items():
                 values = np.asarray(block[name])
-                null = table.columns[name].null
-                integer = values.dtype.kind in "iu" and isinstance(null, int)
-                found.append(_masked_to_numpy(values, values == null if integer else None))
+                null = _fits_null(table.columns[name])
+                found.append(_masked_to_numpy(values, None if null is None else values == null))
         return {name: np.concatenate(found) for name, found in pieces.items()}
 
 

@@ -101,7 +101,11 @@ def save(
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
         scratch.chmod(0o755)
-        scratch.rename(folder)
+        try:
+            scratch.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process has saved the same meanwhile
+                raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder

@@ -1,7 +1,8 @@
 """The errors a user can cause. Every message names what was wrong, the value, and what was expected.
 
-`api/problems.py` turns each class into one HTTP status, `api/cli.py` into exit status 1 (85 for
-`Interrupted`): nothing else catches them.
+`api/problems.py` turns each class into one HTTP status, `api/cli.py` into exit status 1 (85 for `Interrupted`). In
+between they are caught only where there is something to do about them: to name the file, to pass over what is damaged,
+to say it in a report.
 """
 
 from collections.abc import Iterable

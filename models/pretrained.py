@@ -7,7 +7,6 @@ Pickles are refused. `locate` looks at names and configs only, so that a mistake
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redshelf.models.errors import BadInput, nearest
+from redshelf.models.whole import sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,6 @@ WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # Radford et al. 2021
-CHUNK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -163,19 +162,9 @@ def _published_name(folder: Path, raw: dict[str, Any]) -> str:
     return own if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", own) else resolved.name
 
 
-def sha256_of(files: tuple[Path, ...]) -> str:
-    """sha256 of the weight file, or of the bytes of its shards one after the other."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as handle:
-            while block := handle.read(CHUNK_BYTES):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def check_sha256(files: tuple[Path, ...], expected: str | None) -> str:
-    """The sha256 of `files`; `BadInput` where `expected` is another."""
-    found = sha256_of(files)
+    """The sha256 of the weight file, or of its shards one after the other; `BadInput` where `expected` is another."""
+    found = sha256(*files)
     if expected is not None and found != expected.lower():
         raise BadInput(f"{files[0]}: sha256 is {found}, expected {expected}: these are other weights, or damaged ones")
     return found

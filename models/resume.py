@@ -7,8 +7,6 @@ state, the gradient scaler and where the code came from as JSON in its metadata.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from redshelf.models.encoder import Batch
 from redshelf.models.errors import BadInput, Conflict
 from redshelf.models.revision import revision, version
+from redshelf.models.whole import write_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,9 +60,9 @@ class Checkpoint:
             "plan": self.plan, "state": asdict(state), "scaler": self.scaler.state_dict(), "made_by": made_by()
         }  # fmt: skip
         texts = {key: json.dumps(value) for key, value in documents.items()}
-        write_whole(self.path, pack(tensors, {"format": FORMAT, **texts}))
+        write_bytes(self.path, pack(tensors, {"format": FORMAT, **texts}))
         lines = "".join(json.dumps(row) + "\n" for row in state.rows)
-        write_whole(self.path.with_suffix(".jsonl"), lines.encode())
+        write_bytes(self.path.with_suffix(".jsonl"), lines.encode())
 
     def load(self) -> tuple[State, dict[str, Tensor]]:
         """Fill objective, optimiser and scaler; the state and the best weights. Nothing is changed on an error.
@@ -142,22 +141,6 @@ def _is_pickle(path: Path) -> bool:
     return begin.startswith(PICKLES) and not begin.endswith(b"{")  # as JSON begins behind a length, which may be any
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all."""
-    # indexing/files.py has the same, and lies on the other side of the house's one-way street
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(scratch).replace(path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
-
-
 def pack(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     """Tensors as the bytes of a safetensors file."""
     from safetensors.torch import save
@@ -171,7 +154,7 @@ def keep_bad_batch(checkpoint: Path | None, batch: Batch, indices: npt.NDArray[n
         return "no checkpoint was asked for, so the batch is not kept"
     path = checkpoint.with_suffix(".bad-batch.safetensors")
     tensors = batch.tensors()
-    write_whole(path, pack(tensors | {"indices": torch.from_numpy(indices)}, {"step": str(step)}))
+    write_bytes(path, pack(tensors | {"indices": torch.from_numpy(indices)}, {"step": str(step)}))
     return f"the batch is kept in {path}"
 
 

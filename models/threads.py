@@ -11,10 +11,15 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+def cores() -> int:
+    """Those that this process may run on: of a SLURM task those it was given."""
+    return len(os.sched_getaffinity(0))
+
+
 def default_threads() -> int:
-    """OMP_NUM_THREADS where it is a number, else every core."""
+    """OMP_NUM_THREADS where it is a number, else every core that this process may run on."""
     value = os.environ.get("OMP_NUM_THREADS", "")
-    return int(value) if value.isdecimal() and int(value) > 0 else (os.cpu_count() or 1)
+    return int(value) if value.isdecimal() and int(value) > 0 else cores()
 
 
 def ahead(jobs: Iterable[Callable[[], T]], *, threads: int = 1, depth: int = 2) -> Generator[T, None, None]:

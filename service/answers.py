@@ -52,6 +52,7 @@ class LimitsAnswer(Answer):
     encode_wait_seconds: float = Field(description="that the first of them waits for others")
     max_encode_queue: int = Field(description="uploads that wait to be encoded; beyond it 503")
     max_jobs: int = Field(description="jobs of one key that have not ended; beyond it 429")
+    max_kept_jobs: int = Field(description="jobs of one key, with those that have ended; beyond it 429")
     max_job_ids: int = Field(description="ids in the list of a job")
     max_job_bytes: int = Field(description="of the result of a job; beyond it the job ends as ERROR")
     job_seconds: float = Field(description="after which a job is destroyed")

@@ -25,7 +25,7 @@ from redshelf.indexing import survey as surveys
 from redshelf.indexing.cutting import IngestPlan
 from redshelf.indexing.files import alone
 from redshelf.indexing.imaging import TilePaths
-from redshelf.indexing.jobs import Run
+from redshelf.indexing.jobs import PLAN_FILE, Run
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.origin import Origin
 from redshelf.indexing.runners import on_processes, on_ray
@@ -152,7 +152,7 @@ def _finish(layout: Layout, survey: Survey, source: Origin, plan: IngestPlan | N
         deletions.add(layout, {deletions.CHANGED: plan.changed, deletions.REMOVED: plan.removed})
     merged, sources = _write_labels(layout, survey)
     origin.write(layout.origin_file, source)
-    for path in (layout.update_file, cutting.folder(layout) / cutting.PLAN_FILE):
+    for path in (layout.update_file, cutting.folder(layout) / PLAN_FILE):
         path.unlink(missing_ok=True)  # before what they speak of
     shutil.rmtree(cutting.folder(layout), ignore_errors=True)
     occupied = set(sources["tile"].unique().to_pylist())
@@ -279,7 +279,7 @@ def commit(survey_file: Path, shelf: Path) -> IngestReport:
 
 def _ended(layout: Layout) -> bool:
     """Whether there are sources and no plan: somebody else has ended it."""
-    return store.exists(layout.sources) and not (cutting.folder(layout) / cutting.PLAN_FILE).is_file()
+    return store.exists(layout.sources) and not (cutting.folder(layout) / PLAN_FILE).is_file()
 
 
 def submit(

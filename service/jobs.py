@@ -92,6 +92,37 @@ class Gone(Exception):
     """The job was deleted while it was worked on."""
 
 
+class Full(Exception):
+    """An owner has as many jobs as are kept for one."""
+
+
+def _none_here(job_id: str) -> NotFound:
+    return NotFound(f"no job {job_id[:80]!r} here; a job is seen with the key that made it, until its destruction")
+
+
+def _refuse_more(known: list[Job], *, max_open: int, max_kept: int) -> None:
+    """Raise `Full` unless one more than `known`, the newest first, is allowed."""
+    if sum(job.is_open for job in known) >= max_open:
+        raise Full(f"{max_open} of your jobs have not ended: wait for one, or abort or delete it")
+    if len(known) >= max_kept:
+        oldest = next((job for job in reversed(known) if not job.is_open), known[-1])
+        raise Full(
+            f"{max_kept} of your jobs are kept, those that have ended included: delete those whose results you have "
+            f"(DELETE /v1/jobs/JOB), first {oldest.job_id}, {oldest.phase} since {oldest.ended or oldest.created}"
+        )
+
+
+@contextmanager
+def _unless_gone(home: Path) -> Iterator[None]:
+    """`Gone` where the folder of a job is not there, or goes meanwhile: a DELETE renames it, whoever works on it."""
+    if not (home / "job.json").is_file():
+        raise Gone
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise Gone from error
+
+
 class Jobs:
     """The jobs on one shelf, for all workers; every method looks at the disk."""
 
@@ -102,8 +133,11 @@ class Jobs:
     def _home(self, job_id: str) -> Path:
         return self.folder / job_id
 
-    def create(self, asked: Asked, *, owner: str | None, run: bool, max_open: int, keep_seconds: float) -> Job | None:
-        """A new job, PENDING, or QUEUED with `run`; None where `owner` has `max_open` that have not ended."""
+    def create(
+        self, asked: Asked, *, owner: str | None, run: bool, max_open: int, max_kept: int, keep_seconds: float
+    ) -> Job:
+        """A new job, PENDING, or QUEUED with `run`; `Full` where `owner` has `max_open` that have not ended, or
+        `max_kept` with those that have."""
         job_id, created = uuid.uuid4().hex, now()
         ends = datetime.fromisoformat(created) + timedelta(seconds=keep_seconds)
         facts: dict[str, Any] = {"what": asked.what, "format": asked.format, "n_ids": len(asked.ids)}
@@ -116,12 +150,11 @@ class Jobs:
             (made / "spare").write_bytes(os.urandom(SPARE_BYTES))  # which no file system makes shorter
             write_json(made / "job.json", asdict(job), mode=OWNER_ONLY)
             with self._locked("new"):  # so that two at the same time do not both find room
-                if sum(known.is_open for known in self.of(owner)) < max_open:
-                    made.rename(self._home(job_id))
-                    return job
+                _refuse_more(self.of(owner), max_open=max_open, max_kept=max_kept)
+                made.rename(self._home(job_id))
         finally:
             shutil.rmtree(made, ignore_errors=True)
-        return None
+        return job
 
     def _read(self, job_id: str) -> Job | None:
         try:
@@ -136,9 +169,7 @@ class Jobs:
         """A job; `NotFound` where there is none of this owner."""
         job = self._read(job_id) if JOB_ID.fullmatch(job_id) else None
         if job is None or job.owner != owner:
-            raise NotFound(
-                f"no job {job_id[:80]!r} here; a job is seen with the key that made it, until its destruction"
-            )
+            raise _none_here(job_id)
         return job
 
     def asked(self, job: Job) -> Asked:
@@ -180,23 +211,23 @@ class Jobs:
         """Replace what is known of a job that is held; `Gone` where it was deleted. Where the disk is full, by what was
         kept for that."""
         home = self._home(job.job_id)
-        if not (home / "job.json").is_file():
-            raise Gone
-        try:
-            write_json(home / "job.json", asdict(job), mode=OWNER_ONLY)
-        except OSError:
-            (home / "spare").unlink(missing_ok=True)
-            write_json(home / "job.json", asdict(job), mode=OWNER_ONLY)
+        with _unless_gone(home):
+            try:
+                write_json(home / "job.json", asdict(job), mode=OWNER_ONLY, make_folder=False)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                (home / "spare").unlink(missing_ok=True)
+                write_json(home / "job.json", asdict(job), mode=OWNER_ONLY, make_folder=False)
 
     def write_result(self, job: Job, name: str, writer: Callable[[BinaryIO], None]) -> int:
         """The bytes of the result, which appears whole; `Gone` as above."""
         home = self._home(job.job_id)
-        if not (home / "job.json").is_file():
-            raise Gone
-        for left in home.glob(f".{name}.*"):  # by a worker that was killed
-            left.unlink(missing_ok=True)
-        write_with(home / name, writer, mode=OWNER_ONLY)
-        return (home / name).stat().st_size
+        with _unless_gone(home):
+            for left in home.glob(f".{name}.*"):  # by a worker that was killed
+                left.unlink(missing_ok=True)
+            write_with(home / name, writer, mode=OWNER_ONLY, make_folder=False)
+            return (home / name).stat().st_size
 
     def result(self, job: Job) -> Path:
         """The file of its result; `Conflict` where there is none yet, or none any more."""
@@ -211,20 +242,30 @@ class Jobs:
         return (home / "abort").exists() or not (home / "job.json").is_file()
 
     def start(self, job: Job) -> None:
-        """QUEUED, from PENDING; `Conflict` from any other phase."""
+        """QUEUED, from PENDING; `Conflict` from any other phase, `NotFound` where it was deleted meanwhile."""
         with self.hold(job.job_id) as held:
+            known = held or self._read(job.job_id)
+            if known is None:
+                raise _none_here(job.job_id)
             if held is None or held.phase != "PENDING":
-                raise Conflict(f"job {job.job_id} is {held.phase if held else job.phase}: expected PENDING, to run it")
-            self.write(replace(held, phase="QUEUED"))
+                raise Conflict(f"job {job.job_id} is {known.phase}: expected PENDING, to run it")
+            try:
+                self.write(replace(held, phase="QUEUED"))
+            except Gone as error:
+                raise _none_here(job.job_id) from error
 
     def abort(self, job: Job) -> None:
-        """ABORTED, at once or as soon as who works on it looks; a job that has ended stays what it is."""
+        """ABORTED, at once or as soon as who works on it looks; a job that has ended stays what it is. `NotFound` where
+        it was deleted meanwhile."""
         if not job.is_open:
             return
-        (self._home(job.job_id) / "abort").touch(mode=OWNER_ONLY)
-        with self.hold(job.job_id) as held:
-            if held is not None and held.is_open:
-                self.write(replace(held, phase="ABORTED", ended=now()))
+        try:
+            (self._home(job.job_id) / "abort").touch(mode=OWNER_ONLY)
+            with self.hold(job.job_id) as held:
+                if held is not None and held.is_open:
+                    self.write(replace(held, phase="ABORTED", ended=now()))
+        except (FileNotFoundError, Gone) as error:
+            raise _none_here(job.job_id) from error
 
     def forget(self, job: Job) -> None:
         """Forget a job and its result; who works on it stops."""
@@ -245,7 +286,11 @@ class Jobs:
         if not self.folder.is_dir():
             return
         for path in self.folder.iterdir():
-            whole = JOB_ID.fullmatch(path.name) and (path / "job.json").is_file()
-            if whole or path.name == ".locks" or path.stat().st_mtime > datetime.now().timestamp() - LEFT_OVER_S:
+            if path.name == ".locks" or (JOB_ID.fullmatch(path.name) and (path / "job.json").is_file()):
                 continue
-            shutil.rmtree(path, ignore_errors=True)
+            try:
+                changed = path.stat().st_mtime
+            except FileNotFoundError:  # another worker was quicker, or it has its name now
+                continue
+            if changed <= datetime.now().timestamp() - LEFT_OVER_S:
+                shutil.rmtree(path, ignore_errors=True)

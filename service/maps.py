@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -133,9 +134,12 @@ def open_map(folder: Path) -> OpenMap:
 
 def stored(layout: Layout, *, number: int | None = None, name: str = "*") -> list[Path]:
     """The folders of the maps on a shelf, of one generation or of all, the oldest first."""
-    there = layout.maps.glob(f"{'[1-9]*' if number is None else number}/{name}.*/{MANIFEST}")
-    found = [path.parent for path in there if path.parent.parent.name.isdecimal()]
-    return sorted(found, key=lambda folder: (int(folder.parent.name), (folder / MANIFEST).stat().st_mtime_ns))
+    found = []
+    for path in layout.maps.glob(f"{'[1-9]*' if number is None else number}/{name}.*/{MANIFEST}"):
+        if path.parent.parent.name.isdecimal():
+            with suppress(FileNotFoundError):  # `redshelf map` has put a newer one in its place meanwhile
+                found.append((int(path.parent.parent.name), path.stat().st_mtime_ns, path.parent))
+    return [folder for _, _, folder in sorted(found)]
 
 
 def names(shelf: OpenShelf) -> list[str]:

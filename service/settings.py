@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, ValidationError, model_validator
 
 from redshelf.models.errors import BadInput, nearest
+from redshelf.models.threads import cores
 
 PREFIX = "REDSHELF_"
 # where the settings are; where tests find the real files; how often they repeat themselves; the key of `search --url`
@@ -60,8 +61,9 @@ class Settings(BaseModel):
     encode_wait_seconds: float = Field(default=0.002, ge=0, le=1)  # that the first of them waits for others
     max_encode_queue: int = Field(default=64, ge=1, le=10_000)  # uploads that wait to be encoded
     max_jobs: int = Field(default=16, ge=1, le=10_000)  # of one key that have not ended
+    max_kept_jobs: int = Field(default=100, ge=1, le=10_000)  # of one key, with those that have ended
     max_job_ids: int = Field(default=100_000, ge=1, le=1_000_000)  # in the list of one
-    max_job_bytes: int = Field(default=256 << 20, ge=1024)  # of the result of one
+    max_job_bytes: int = Field(default=256 << 20, ge=1024)  # of the result of one, in memory and as a file
     job_seconds: float = Field(default=7 * 86_400.0, ge=1, le=366 * 86_400.0)  # after which a job is destroyed
     max_concurrent: int = Field(default=64, ge=1, le=10_000)  # requests that a worker answers at the same time
     max_connections: int = Field(default=1000, ge=1, le=100_000)  # open to a worker, idle ones counted
@@ -75,7 +77,7 @@ class Settings(BaseModel):
     aladin: Annotated[FilePath | None, BeforeValidator(_none_if_empty)] = None  # Aladin Lite's file; GPL-3, not shipped
     log_format: Literal["auto", "json", "text"] = "auto"  # auto: text on a terminal
     otlp_endpoint: str = Field(default="", pattern=ENDPOINT)  # the collector that traces go to; "" for none
-    threads: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1)  # of torch and FAISS, in a worker
+    threads: int = Field(default_factory=lambda: min(4, cores()), ge=1)  # of torch and FAISS, in a worker
 
     @model_validator(mode="after")
     def _state_outside_the_shelf(self) -> Self:

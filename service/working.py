@@ -70,7 +70,7 @@ def _table(shelf: OpenShelf, asked: Asked, answers: Any) -> pa.Table:
 
 
 class _Result:
-    """What there is of a result: parts of JSON, or of a table, of at most `max_bytes`."""
+    """What there is of a result: parts of JSON, or of a table, of at most `max_bytes` here and as it is written."""
 
     def __init__(self, shelf: OpenShelf, asked: Asked, max_bytes: int) -> None:
         self.shelf, self.asked, self.max_bytes = shelf, asked, max_bytes
@@ -93,9 +93,18 @@ class _Result:
         return "json" if self.asked.format == "json" else tabular.FORMATS[self.asked.format].ending
 
     def write(self, stream: BinaryIO) -> None:
-        if self.asked.format != "json":
+        """Write it; `BadInput` where that is longer than `max_bytes`: VOTable is twice what there is in memory."""
+        if self.asked.format == "json":
+            self._write_json(stream)
+        else:
             stream.write(tabular.FORMATS[self.asked.format].write(pa.concat_tables(self._tables).combine_chunks()))
-            return
+        if (written := stream.tell()) > self.max_bytes:
+            raise BadInput(
+                f"the result is {written} bytes as {self.asked.format}, and this server keeps at most "
+                f"{self.max_bytes}: ask for less"
+            )
+
+    def _write_json(self, stream: BinaryIO) -> None:
         stream.write(f'{{"{JSON_LIST[self.asked.what]}":['.encode())
         for number, part in enumerate(self._json):
             stream.write(part if number == 0 else b"," + part)

@@ -42,7 +42,8 @@ def test_the_shelf_is_described(client: TestClient) -> None:
     assert body["limits"] == {
         "max_k": 1000, "max_batch": 5, "max_upload_bytes": 1 << 20, "max_concurrent": 64, "deadline_seconds": 30.0,
         "decode_seconds": 0.8, "decode_bytes": 1 << 30,
-        "max_jobs": 16, "max_job_ids": 100_000, "max_job_bytes": 256 << 20, "job_seconds": 604_800.0,
+        "max_jobs": 16, "max_kept_jobs": 100, "max_job_ids": 100_000, "max_job_bytes": 256 << 20,
+        "job_seconds": 604_800.0,
         "max_encode_batch": 16, "encode_wait_seconds": 0.002, "max_encode_queue": 64,
         "rate_per_key": "6000/minute", "rate_per_address": "6000/minute",
     }  # fmt: skip

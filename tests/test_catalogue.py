@@ -84,6 +84,32 @@ def test_a_fits_table_of_many_blocks_is_read_as_one(tmp_path: Path, monkeypatch:
     assert found["text"].tolist() == ["a", "bcd", "", "efghijkl", "m"]
 
 
+def test_a_missing_number_of_a_scaled_or_unsigned_fits_column_is_missing(tmp_path: Path) -> None:
+    """TNULL is what is stored: before TSCAL and TZERO."""
+    stored = np.array([3, -99, 0], dtype=np.int16)
+    columns = [fits.Column(name, format="I", array=stored) for name in ("plain", "scaled", "moved", "both")]
+    unsigned = np.array([1, 0, 2**15 + 7], dtype=np.uint16)
+    columns.append(fits.Column("unsigned", format="I", bzero=2**15, array=unsigned))
+    columns.append(fits.Column("large", format="K", bzero=2**63, array=np.array([5, 0, 2**63], dtype=np.uint64)))
+    columns.append(fits.Column("real", format="E", array=np.array([1, -99, 2.5], dtype=np.float32)))
+    table = fits.BinTableHDU.from_columns(columns)
+    for number, null, scale, zero in (
+        (1, -99, None, None), (2, -99, 0.5, None), (3, -99, None, 0.1), (4, -99, 0.01, 20.3),
+        (5, -(2**15), None, None), (6, -(2**63), None, None), (7, None, None, None),
+    ):  # fmt: skip
+        given = {f"TNULL{number}": null, f"TSCAL{number}": scale, f"TZERO{number}": zero}
+        table.header.update({key: value for key, value in given.items() if value is not None})
+    table.writeto(tmp_path / "t.fits")
+    names = ["plain", "scaled", "moved", "both", "unsigned", "large", "real"]
+    found = read_columns(tmp_path / "t.fits", names)
+    expected = {
+        "plain": [3, np.nan, 0], "scaled": [1.5, np.nan, 0], "moved": [3.1, np.nan, 0.1], "both": [20.33, np.nan, 20.3],
+        "unsigned": [1, np.nan, 2**15 + 7], "large": [5, np.nan, 2.0**63], "real": [1, -99, 2.5],
+    }  # fmt: skip
+    for name in names:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-12, err_msg=name)
+
+
 def test_a_fits_table_without_rows_has_empty_columns(tmp_path: Path) -> None:
     fits.BinTableHDU.from_columns([fits.Column("m", format="E", array=[])]).writeto(tmp_path / "t.fits")
     assert read_columns(tmp_path / "t.fits", ["m"])["m"].shape == (0,)

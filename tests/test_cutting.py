@@ -20,6 +20,7 @@ from tiled_survey import write_survey
 
 from redshelf.api.cli import main
 from redshelf.indexing import cutouts, cutting, store
+from redshelf.indexing.jobs import PLAN_FILE
 from redshelf.indexing.layout import Layout
 from redshelf.models.errors import BadInput, Conflict, Interrupted, NotFound
 from redshelf.service import ingest as service
@@ -192,7 +193,7 @@ def test_a_plan_that_was_altered_is_refused_and_made_anew(
     survey: Path, shelf: Path, undisturbed: Path, damage: object, says: str
 ) -> None:
     plan(survey, shelf)
-    path = cutting.folder(Layout(shelf)) / cutting.PLAN_FILE
+    path = cutting.folder(Layout(shelf)) / PLAN_FILE
     document = json.loads(path.read_text())
     damage(document)  # type: ignore[operator]
     path.write_text(json.dumps(document))

@@ -93,7 +93,7 @@ def test_a_training_leaves_its_log_its_curves_and_where_the_weights_come_from(sh
 
 
 def test_where_the_weights_come_from_is_told_by_the_served_shelf(shelf: Path) -> None:
-    from redshelf.models.pretrained import sha256_of
+    from redshelf.models.whole import sha256
     from redshelf.service.settings import load
     from redshelf.service.shelf import open_shelf
     from redshelf.service.sources import describe
@@ -102,8 +102,8 @@ def test_where_the_weights_come_from_is_told_by_the_served_shelf(shelf: Path) ->
         assert run(shelf, "index", "--encoder", name) == 0
     assert run(shelf, "publish", "--default-encoder", "tuned") == 0
     told = {encoder.name: encoder for encoder in describe(open_shelf(shelf), load(environ={}, shelf=shelf)).encoders}
-    sha256 = sha256_of((shelf.parent / "hub" / "dinov2" / "model.safetensors",))
-    assert told["dinov2"].weights == f"dinov2 dinov2, sha256 {sha256}"
+    digest = sha256(shelf.parent / "hub" / "dinov2" / "model.safetensors")
+    assert told["dinov2"].weights == f"dinov2 dinov2, sha256 {digest}"
     assert told["dinov2"].dim == 8
     assert told["network"].needs == ["fluxes"]
     assert told["tuned"].needs == ["pixels"]

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import server as servers
@@ -26,6 +27,7 @@ from astropy.table import Table
 from fastapi.testclient import TestClient
 
 from redshelf.api.app import create_app
+from redshelf.models.errors import BadInput, NotFound
 from redshelf.service import jobs as stored
 from redshelf.service import keys, working
 from redshelf.service.jobs import Asked, Jobs
@@ -289,10 +291,12 @@ def test_jobs_of_a_server_that_ends_go_on_with_the_next(
     assert json.loads(next((tmp_path / "jobs").rglob("job.json")).read_bytes())["beginnings"] == 1
 
 
-def make(jobs: Jobs, owner: str | None = None, keep_seconds: float = 60, **how: Any) -> stored.Job:
+def make(
+    jobs: Jobs, owner: str | None = None, keep_seconds: float = 60, run: bool = True, max_kept: int = 100, **how: Any
+) -> stored.Job:
     asked = Asked("redshifts", ("s0003",), "json", {"encoder": None, "estimator": None, "pdf": False, **how})
-    job = jobs.create(asked, owner=owner, run=True, max_open=100, keep_seconds=keep_seconds)
-    assert job is not None and jobs.asked(job) == asked
+    job = jobs.create(asked, owner=owner, run=run, max_open=100, max_kept=max_kept, keep_seconds=keep_seconds)
+    assert jobs.asked(job) == asked
     return job
 
 
@@ -346,6 +350,104 @@ def test_a_job_is_destroyed_when_its_time_has_come_and_what_was_left_is_swept(tm
         os.utime(jobs.folder / name, (old, old))
     jobs.sweep()
     assert {path.name for path in jobs.folder.iterdir()} == {kept.job_id, ".locks"}
+
+
+def test_what_is_gone_before_the_sweep_looks_at_it_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = Jobs(tmp_path, tmp_path / "shelf")
+    kept, usual = make(jobs), Path.iterdir
+    gone = [jobs.folder / ".new-x", jobs.folder / ("0" * 32)]  # one that is made elsewhere, one that is deleted there
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter([*gone, *usual(folder)]))
+    jobs.sweep()
+    assert [job.job_id for job in jobs.all()] == [kept.job_id]
+
+
+def test_who_has_as_many_jobs_as_are_kept_is_told_which_to_delete(bare_shelf: Path, tmp_path: Path) -> None:
+    client = TestClient(create_app(load(environ={}, shelf=bare_shelf, state_dir=tmp_path, max_kept_jobs=2)))
+    assert client.get("/v1/shelf").json()["limits"]["max_kept_jobs"] == 2
+    body = {"what": "neighbours", "ids": ["s0003"], "format": "votable"}
+    first, second = (submit(client, **body) for _ in range(2))
+    assert client.app.state.working.one()  # type: ignore[attr-defined]
+    assert [client.get(at).json()["phase"] for at in (first, second)] == ["COMPLETED", "QUEUED"]
+    refused = client.post("/v1/jobs", json=body)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "60")
+    detail = refused.json()["detail"]
+    assert "2 of your jobs are kept" in detail and f"first {first.rpartition('/')[2]}, COMPLETED since" in detail
+    assert client.delete(first).status_code == 204
+    submit(client, **body)
+
+
+def test_jobs_that_have_ended_are_bounded_too_and_the_oldest_is_named(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, tmp_path / "shelf")
+    first, second, third = (make(jobs, max_kept=3) for _ in range(3))
+    for job in (third, second):
+        jobs.abort(job)
+    with pytest.raises(stored.Full, match=f"3 of your jobs are kept.*delete.*{second.job_id}, ABORTED since"):
+        make(jobs, max_kept=3)
+    make(jobs, owner="another", max_kept=3)
+    jobs.forget(second)
+    make(jobs, max_kept=3)
+    assert jobs._read(first.job_id) is not None and len(jobs.of(None)) == 3
+
+
+def test_a_table_that_is_longer_when_it_is_written_is_an_error_that_says_so() -> None:
+    asked = Asked("redshifts", ("s0003",), "votable", {})
+    table = pa.table({"source_id": ["s0003"] * 1000, "z": [0.5] * 1000})
+    result = working._Result(None, asked, table.nbytes)  # type: ignore[arg-type]  # no shelf is asked
+    result._tables.append(table)
+    stream = BytesIO()
+    with pytest.raises(BadInput, match=r"is \d+ bytes as votable.*keeps at most \d+") as refused:
+        result.write(stream)
+    assert f"is {len(stream.getvalue())} bytes" in str(refused.value) and str(table.nbytes) in str(refused.value)
+
+
+def delete_while(jobs: Jobs, job: stored.Job, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have somebody delete the job while this process is in `call` of the module os."""
+    usual = getattr(os, call)
+
+    def deleted(*given: Any) -> Any:
+        monkeypatch.setattr(os, call, usual)
+        jobs.forget(job)
+        return usual(*given)
+
+    monkeypatch.setattr(os, call, deleted)
+
+
+def test_a_job_that_is_deleted_while_it_is_written_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, is_file = Jobs(tmp_path, tmp_path / "shelf"), Path.is_file
+    for number in range(3):
+        job = make(jobs)
+        delete_while(jobs, job, "fsync", monkeypatch)
+        with pytest.raises(stored.Gone):
+            if number == 0:
+                jobs.write(stored.replace(job, n_done=1))
+            elif number == 1:
+                jobs.write_result(job, "result.json", lambda stream: None)
+            else:  # after the look whether it is there, and before the folder is written to
+                monkeypatch.undo()
+                monkeypatch.setattr(Path, "is_file", lambda path, job=job: (is_file(path), jobs.forget(job))[0])
+                jobs.write(stored.replace(job, n_done=1))
+        monkeypatch.undo()
+        assert jobs.all() == [] and {path.name for path in jobs.folder.iterdir()} == {".locks"}
+
+
+@pytest.mark.parametrize("change", [Jobs.start, Jobs.abort])
+@pytest.mark.parametrize("written", [False, True])
+def test_a_job_that_is_deleted_before_its_phase_is_changed_is_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Jobs, stored.Job], None], written: bool
+) -> None:
+    jobs = Jobs(tmp_path, tmp_path / "shelf")
+    job = make(jobs, run=False)
+    if written:
+        delete_while(jobs, job, "fsync", monkeypatch)
+    else:
+        jobs.forget(job)
+    with pytest.raises(NotFound, match="a job is seen with the key that made it"):
+        change(jobs, job)
+    assert jobs.all() == []
 
 
 def test_a_full_disk_ends_a_job_as_an_error_that_says_so_and_leaves_nothing_half_written(

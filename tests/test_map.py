@@ -15,6 +15,7 @@ from known_shelf import open_known
 
 from redshelf.api.cli import main
 from redshelf.indexing import morton, pyramid, sample
+from redshelf.indexing.layout import Layout
 from redshelf.models import plane
 from redshelf.models.errors import BadInput, Conflict, NotFound
 from redshelf.service import mapping, maps, onmap
@@ -34,6 +35,24 @@ HALF = 2.0**-25  # what a position may be off by
 @pytest.fixture(scope="module")
 def shelf(mapped_shelf: Path) -> OpenShelf:
     return open_shelf(mapped_shelf)
+
+
+def test_a_map_that_is_removed_while_they_are_listed_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, usual = Layout(tmp_path), Path.glob
+    old, new = (layout.maps / "1" / f"vit.{digest}" for digest in ("a" * 12, "b" * 12))
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / maps.MANIFEST).write_text("{}")
+
+    def listed(folder: Path, pattern: str) -> list[Path]:
+        found = list(usual(folder, pattern))
+        shutil.rmtree(old)  # as `redshelf map` does once the new one is there
+        return found
+
+    monkeypatch.setattr(Path, "glob", listed)
+    assert maps.stored(layout, number=1) == [new]
 
 
 def places(opened: OpenMap, n: int) -> npt.NDArray[np.float64]:

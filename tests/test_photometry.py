@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,3 +139,18 @@ def test_photometry_comes_back_from_disk_with_the_same_revision_and_vectors(tmp_
     assert folder.name == f"photometry.{made.revision}" and back.revision == made.revision
     batch = Batch(torch.from_numpy(state), flux_ujy=torch.from_numpy(flux))
     assert torch.equal(back.embed(batch), made.embed(batch))
+
+
+def test_of_two_processes_that_save_the_same_encoder_both_find_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, usual = Photometry(fitted()), checkpoint.tempfile.mkdtemp
+
+    def meanwhile(**how: Any) -> str:
+        monkeypatch.undo()
+        checkpoint.save(encoder, tmp_path, provenance={"by": "the other"})
+        return usual(**how)
+
+    monkeypatch.setattr(checkpoint.tempfile, "mkdtemp", meanwhile)
+    folder = checkpoint.save(encoder, tmp_path, provenance={"by": "this one"})
+    assert checkpoint.provenance(folder)["by"] == "the other" and list(tmp_path.iterdir()) == [folder]

@@ -71,6 +71,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, more: dict[st
         assert [r[name] for r in report.rows] == pytest.approx([r[name] for r in expected.rows], abs=1e-6)
 
 
+def test_a_colleague_may_read_a_checkpoint_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        fit(Noisy(), steps=2, checkpoint=tmp_path / "run.safetensors")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
+
+
 def test_the_best_weights_survive_a_kill(tmp_path: Path) -> None:
     def validations() -> Any:
         return iter([5.0, 1.0, *[3.0] * 30]).__next__

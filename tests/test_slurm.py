@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from tiled_survey import write_survey
 
 from redshelf.api.cli import main
 from redshelf.indexing import partition, slurm, store
+from redshelf.indexing.jobs import Parts
 from redshelf.indexing.layout import Layout
 from redshelf.indexing.outputs import find as find_plan
 from redshelf.indexing.outputs import folder
@@ -187,6 +188,42 @@ def test_an_array_larger_than_the_cluster_takes_is_refused(
     fake(tmp_path / "bin", monkeypatch, sbatch="exit 0", scontrol="echo 'MaxArraySize = 4'")
     with pytest.raises(BadInput, match=r"5 tasks: this cluster's arrays have at most 4; .*\(--task-parts 4\)"):
         bulk.submit(shelf, encoder="photometry", settings=settings(tmp_path), part_rows=4, task_parts=3)
+
+
+class Two(Parts):
+    """Two parts, a task each."""
+
+    parts, task_parts = 2, 1
+
+    def rows_of(self, parts: Iterable[int]) -> int:
+        return len(list(parts))
+
+
+@pytest.mark.parametrize("refused", [False, True])  # scancel
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Conflict])
+def test_an_array_whose_commit_is_not_submitted_is_cancelled_and_known_until_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], refused: bool
+) -> None:
+    asked: list[str] = []
+    home, known = tmp_path / "home", slurm.load(settings(tmp_path))
+    work = slurm.Job("embed", ("embed",), "1234", home, Two(), lambda: {0, 1}, False)
+
+    def ask(command: list[str], script: str | None = None) -> subprocess.CompletedProcess[str]:
+        asked.append(command[0])
+        if "--dependency=afterany:7" in command:
+            entry = {"array": "7", "commit": "", "tasks": "0-1", "by_hand": True}
+            assert slurm.read_record(home)["submitted"] == [entry]  # a kill would leave this
+            raise error
+        return subprocess.CompletedProcess(command, int(refused and command[0] == "scancel"), "7\n", "")
+
+    monkeypatch.setattr(slurm, "_ask", ask)
+    with pytest.raises(error):
+        slurm.submit(Layout(tmp_path), work, known, kind=None)
+    assert asked == ["squeue", "sbatch", "sbatch", "scancel"]
+    assert bool(slurm.read_record(home)) == refused
+    if refused:  # it may run still, so that another submission waits for it
+        with pytest.raises(Conflict, match="plan 1234 is already in the queue as job 7: let it end"):
+            slurm.submit(Layout(tmp_path), work, known, kind=None)
 
 
 def test_times_are_read_as_slurm_writes_them() -> None:

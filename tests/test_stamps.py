@@ -549,6 +549,7 @@ def test_a_pattern_names_tiles_as_mosaics_do_and_named_tiles_are_taken_alone(mos
 
     assert found("*.npz") == ["a", "b.v2"] and found("{tile}.fits.fz") == ["a"]
     assert found("b[[]1]/*.npz") == ["cut_c", "cut_d"] and found("b[[]1]/cut_*.npz", names=["cut_d"]) == ["cut_d"]
+    assert found("b[1]/cut_{tile}.npz") == ["c", "d"]  # beside {tile} everything stands for itself
     with pytest.raises(BadInput, match="are both called 'a'"):
         found("a.*")
     with pytest.raises(BadInput, match="no file of stamps is called 'e'"):

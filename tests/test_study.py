@@ -240,11 +240,11 @@ def test_parts_of_a_stage_share_its_jobs(quick: Path) -> None:
 @pytest.mark.slow
 def test_verified_weights_are_what_the_sentence_takes(quick: Path, tmp_path: Path) -> None:
     """A tiny random network stands for the published one: the machinery is what is tested, the number means nothing."""
-    from redshelf.models.pretrained import sha256_of
+    from redshelf.models.whole import sha256
 
     tiny_foundation.dinov2(tmp_path / "weights")
     file = next((tmp_path / "weights").glob("*.safetensors"))
-    for digest, answered in ((None, False), (sha256_of((file,)), True)):
+    for digest, answered in ((None, False), (sha256(file), True)):
         for path in quick.glob("*/*dinov2*"):
             path.unlink()
         given = study.published([f"dinov2={tmp_path / 'weights'}" + (f":{digest}" if digest else "")])
