@@ -3,10 +3,14 @@
 On loopback anybody may read, unless `require_key` says otherwise, and do the rest while no key has been made: the rest
 only from this machine itself, not through a proxy on it that says for whom it asks (`X-Forwarded-For`). Anywhere else
 everything needs a key, but for what says that the process lives and the form that takes a key.
+
+Where no key is needed the Host that is asked must be a name of this machine or of `site_names`: a page in a browser
+here could else read all of it, once the name that it came from is made to point to 127.0.0.1 (DNS rebinding).
 """
 
 from __future__ import annotations
 
+import re
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
@@ -72,6 +76,8 @@ class Guard:
         self.keys = Keyring(settings.state_dir, refresh_seconds=settings.refresh_seconds)
         self.reading_is_free = settings.on_loopback and not settings.require_key
         self.cors_origins = settings.cors_origins
+        here = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self.names = frozenset(name.lower() for name in ("localhost", "127.0.0.1", "[::1]", here, *settings.site_names))
 
     def free(self, scope: Scope, *, local: bool = True) -> bool:
         """Whether this scope needs no key; `local`: asked from this machine."""
@@ -93,6 +99,7 @@ class Guard:
                 raise HTTPException(403, detail, {"www-authenticate": challenge})
             return key
         if self.free(wanted, local=local):
+            self._of_this_site(headers)
             self._same_site(method, headers)
             return None
         cookie = key_in_cookie(headers) if wanted == "read" else None  # the page reads, and no more
@@ -102,6 +109,13 @@ class Guard:
             raise HTTPException(401, detail, {"www-authenticate": 'Bearer realm="redshelf"'})
         self._same_site(method, headers)
         return key
+
+    def _of_this_site(self, headers: Headers) -> None:
+        """A browser says by which name it has come here; a client that says none is no browser."""
+        host = headers.get("host", "")
+        if host and re.sub(r":\d*$", "", host).lower() not in self.names:
+            known = ", ".join(sorted(self.names))
+            raise HTTPException(403, f"Host {host[:80]!r}: without a key expected one of {known} (setting site_names)")
 
     def _same_site(self, method: str, headers: Headers) -> None:
         """A browser sends what any page tells it to; what does not only read comes from ours, or from one let in."""

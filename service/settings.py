@@ -39,7 +39,10 @@ def _listed(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+$")]
 Origin = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\[\]:-]+$")]
+Names = Annotated[tuple[Name, ...], BeforeValidator(_listed)]
+Origins = Annotated[tuple[Origin, ...], BeforeValidator(_listed)]
 
 
 class Settings(BaseModel):
@@ -71,7 +74,8 @@ class Settings(BaseModel):
     rate_per_key: str = Field(default="6000/minute", pattern=RATE)  # requests to a worker with the same key
     rate_per_address: str = Field(default="6000/minute", pattern=RATE)  # and from the same address, but for loopback
     require_key: bool = False  # also to read on loopback
-    cors_origins: Annotated[tuple[Origin, ...], BeforeValidator(_listed)] = ()  # whose pages may ask
+    site_names: Names = ()  # of a proxy here: asked by one of them, as by localhost, reading needs no key
+    cors_origins: Origins = ()  # whose pages may ask
     state_dir: Path = Field(default_factory=_state_dir)  # keys, jobs; never in the shelf, which may be read-only
     study_dir: Annotated[Path | None, BeforeValidator(_none_if_empty)] = None  # `-o` of the study that /study shows
     aladin: Annotated[FilePath | None, BeforeValidator(_none_if_empty)] = None  # Aladin Lite's file; GPL-3, not shipped

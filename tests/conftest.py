@@ -61,6 +61,18 @@ def short_training() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def asked_by_address() -> Iterator[None]:
+    """Clients of an app ask 127.0.0.1, not "testserver", which is a Host that needs a key."""
+    from starlette.testclient import TestClient
+
+    usual = TestClient.__init__.__defaults__
+    assert usual is not None and usual[0] == "http://testserver"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TestClient.__init__, "__defaults__", ("http://127.0.0.1", *usual[1:]))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The keys of who runs the tests are none of theirs."""
     with pytest.MonkeyPatch.context() as patch:

@@ -119,7 +119,9 @@ def test_two_workers_answer_through_nginx_and_prometheus_sees_both(bare_shelf: P
     program("prometheus")
     state = tmp_path / "state"
     with (
-        servers.serve(bare_shelf, tmp_path, "--workers", "2", state_dir=state, refresh_seconds=0.2) as server,
+        servers.serve(
+            bare_shelf, tmp_path, "--workers", "2", state_dir=state, refresh_seconds=0.2, site_names="shelf.example"
+        ) as server,
         behind_nginx(tmp_path, server.port) as (plain, secure),
         watched(tmp_path, server.port) as port,
     ):

@@ -48,7 +48,8 @@ HOW = {
 @pytest.fixture(scope="module")
 def described(mapped_shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     state = tmp_path_factory.mktemp("described")
-    app = create_app(load(environ={}, shelf=mapped_shelf, state_dir=state, max_upload_bytes=1 << 20, max_jobs=40))
+    how = {"state_dir": state, "max_upload_bytes": 1 << 20, "max_jobs": 40, "site_names": "testserver"}  # its own Host
+    app = create_app(load(environ={}, shelf=mapped_shelf, **how))
     done = TestClient(app).post("/v1/jobs", json={"what": "redshifts", "ids": ["s0003"]}, follow_redirects=False)
     assert done.status_code == 303 and app.state.working.one()
     JOB_IDS.append(done.headers["location"].rpartition("/")[2])

@@ -188,6 +188,37 @@ def test_where_others_reach_it_everything_needs_a_key_but_what_tells_that_it_liv
         assert client.get("/v1/shelf", headers=headers).status_code == 401
 
 
+@pytest.mark.security
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        ("127.0.0.1:8000", 200),
+        ("LocalHost", 200),
+        ("[::1]:8000", 200),
+        ("shelf.example:443", 200),
+        ("attacker.example:8000", 403),
+        ("127.0.0.1.attacker.example", 403),
+        ("shelf.example.attacker.example", 403),
+    ],
+)
+def test_a_name_that_was_made_to_point_here_reads_nothing_without_a_key(
+    bare_shelf: Path, tmp_path: Path, asked: str, status: int
+) -> None:
+    client, told = client_of(bare_shelf, tmp_path, site_names="shelf.example, other.example"), {"host": asked}
+    for forwarded in ({}, {"x-forwarded-for": AWAY}):  # which a page can send, too
+        answer = client.get("/v1/shelf", headers=told | forwarded)
+        assert answer.status_code == client.post("/admin/generation", headers=told | forwarded).status_code == status
+    if status == 403:
+        said = (
+            f"Host {asked!r}: without a key expected one of 127.0.0.1, [::1], localhost, other.example, shelf.example"
+        )
+        assert said in answer.json()["detail"]
+        assert client.get("/healthz", headers=told).status_code == 200
+        key = keys.add(tmp_path, "alice", "read")
+        time.sleep(0.02)
+        assert client.get("/v1/shelf", headers=told | bearer(key)).status_code == 200
+
+
 def test_a_wrong_key_is_told_even_where_none_is_needed(bare_shelf: Path, tmp_path: Path) -> None:
     client = client_of(bare_shelf, tmp_path)
     refused = client.get("/v1/shelf", headers=bearer("wrong"))

@@ -92,14 +92,14 @@ def trickle(opened: socket.socket, text: bytes) -> tuple[bytes, float]:
 
 
 def test_a_head_that_comes_byte_by_byte_is_cut_off(server: servers.Server) -> None:
-    for begun in (b"", b"GET /v1/shelf HTTP/1.1\r\nHost: x\r\n"):
+    for begun in (b"", b"GET /v1/shelf HTTP/1.1\r\nHost: localhost\r\n"):
         with raw(server, begun) as opened:
             came, seconds = trickle(opened, b"X-Slow: " + b"a" * 500)
         assert came == b"" and seconds < 5 * DEADLINE_S
 
 
 def test_a_second_head_on_a_connection_is_no_slower(server: servers.Server) -> None:
-    with raw(server, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") as opened:
+    with raw(server, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n") as opened:
         first = opened.recv(65536)
         while not first.endswith(b"}"):  # the body may come by itself
             first += opened.recv(65536)
@@ -109,7 +109,8 @@ def test_a_second_head_on_a_connection_is_no_slower(server: servers.Server) -> N
 
 
 def test_a_body_that_comes_byte_by_byte_is_408(server: servers.Server) -> None:
-    head = b"POST /v1/redshifts HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
+    head = b"POST /v1/redshifts HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n"
+    head += b"Content-Type: application/json\r\n\r\n"
     with raw(server, head) as opened:
         came, seconds = trickle(opened, b'{"ids": ["' + b"a" * 500)
     assert came.startswith(b"HTTP/1.1 408 ") and b"application/problem+json" in came
@@ -117,7 +118,7 @@ def test_a_body_that_comes_byte_by_byte_is_408(server: servers.Server) -> None:
 
 
 def test_a_chunked_body_without_an_end_is_408(server: servers.Server) -> None:
-    head = b"POST /v1/neighbours HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /v1/neighbours HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with raw(server, head + b"Transfer-Encoding: chunked\r\n\r\n5\r\n     \r\n") as opened:
         assert opened.recv(65536).startswith(b"HTTP/1.1 408 ")
 
@@ -127,7 +128,7 @@ def test_a_client_that_does_not_read_is_cut_off(server: servers.Server) -> None:
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     opened.connect(("127.0.0.1", server.port))
     opened.settimeout(0.2)
-    asked, began = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 50, time.monotonic()
+    asked, began = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50, time.monotonic()
     try:
         while time.monotonic() - began < 30:
             try:
@@ -143,10 +144,11 @@ def test_a_client_that_does_not_read_is_cut_off(server: servers.Server) -> None:
 @pytest.mark.parametrize(
     "sent",
     [
-        b"GET /v1/sources/s0003/neighbours HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /v1/sources/s0003/neighbours HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /v1/sources/s00",
-        b"POST /v1/redshifts HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{",
-        b"POST /v1/cutouts/neighbours HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        b"POST /v1/redshifts HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 500\r\n\r\n{",
+        b"POST /v1/cutouts/neighbours HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
         b'Content-Length: 5000\r\n\r\n--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\nSIMPLE',
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS to a port that speaks none
         b"\0" * 100_000,
@@ -171,7 +173,7 @@ def test_connections_beyond_the_limit_are_closed_and_those_within_are_answered(s
     assert server.get("/healthz") == {"status": "ok"}
     more = [raw(server) for _ in range(60)]
     servers.wait_for(lambda: len(sockets(server)) <= 155, "those beyond to be closed")
-    opened[0].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    opened[0].sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert opened[0].recv(65536).startswith(b"HTTP/1.1 200")
     for one in (*opened, *more):
         one.close()

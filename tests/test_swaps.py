@@ -46,7 +46,7 @@ class Client:
         connection.request("GET", question)
         response = connection.getresponse()
         here = f"{connection.host}:{connection.port}".encode()
-        body = response.read().replace(here, b"testserver")  # which a page names in what it offers to copy
+        body = response.read().replace(here, b"127.0.0.1")  # which a page names in what it offers to copy
         self.requests += 1
         assert response.status == 200, f"{question}: {response.status}: {body[:500]!r}"
         if question.startswith("/v1"):
