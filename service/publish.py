@@ -25,7 +25,7 @@ from redshelf.models.errors import BadInput, Conflict, NotFound, nearest
 from redshelf.service import fits, selfquery
 from redshelf.service.fit import NOT_GALAXIES, read_labels
 from redshelf.service.fits import StoredFit
-from redshelf.service.redshift import estimate
+from redshelf.service.redshift import estimate, points
 from redshelf.service.shelf import OpenEncoder, OpenRedshift, open_encoder, open_redshift
 
 ASKED = 16  # labels of a fit, and as many other sources, of every estimator before it is published
@@ -175,9 +175,7 @@ def _z_phot(opened: OpenRedshift, estimator: str, known: Columns) -> npt.NDArray
     )
     given = np.flatnonzero(~refused)
     given = given[opened.known(given)]
-    for start in range(0, len(given), 16384):
-        block = given[start : start + 16384]
-        z[block] = estimate(opened, block, estimator=estimator).point
+    z[given] = points(opened, given, estimator=estimator)
     return z
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from redshelf.indexing.columns import CLASSES
 from redshelf.indexing.store import FLAG_MASKED
 from redshelf.models import support
 from redshelf.models.errors import BadInput, NotFound, nearest
+from redshelf.models.threads import default_threads
 from redshelf.service import answers
 from redshelf.service.answers import PdfAnswer, RedshiftAnswer, Support
 from redshelf.service.shelf import OpenRedshift, OpenShelf
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from redshelf.models.redshift import Prediction
 
 MAX_IDS = 1000
+BLOCK = 4096  # rows that a thread answers at a time
 NO_REDSHIFT_CLASSES = [CLASSES.index("star")]  # a galaxy's redshift for these would be wrong in kind
 STAR_REASON = "classified as a star: a galaxy's redshift does not apply"
 UNSEEN_REASON = "no band of it was observed by an encoder that this estimator needs"
@@ -33,12 +36,25 @@ Bools = npt.NDArray[np.bool_]
 
 
 @timed("estimate")
-def estimate(fit: OpenRedshift, rows: npt.NDArray[np.int64], *, estimator: str) -> Prediction:
+def estimate(fit: OpenRedshift, rows: npt.NDArray[np.int64], *, estimator: str, threads: int = 0) -> Prediction:
     """Densities and support of `rows`; a row that is among the labels is left out of its own neighbours."""
     position = np.searchsorted(fit.label_rows, rows)
     clipped = np.minimum(position, len(fit.label_rows) - 1)
     own = np.where(fit.label_rows[clipped] == rows, clipped, -1)
-    return fit.model.predict(fit.features(rows), estimator=estimator, exclude=own)
+    return fit.model.predict(fit.features(rows), estimator=estimator, exclude=own, threads=threads)
+
+
+def points(fit: OpenRedshift, rows: npt.NDArray[np.int64], *, estimator: str) -> Floats:
+    """The redshift of each of many `rows`, (N,), as `estimate` gives it: a block to each core, and no core to two."""
+    import faiss
+    from threadpoolctl import threadpool_limits
+
+    def of_block(start: int) -> Floats:
+        return estimate(fit, rows[start : start + BLOCK], estimator=estimator, threads=1).point
+
+    single = {"initializer": faiss.omp_set_num_threads, "initargs": (1,)}  # OpenMP's number is a thread's own
+    with threadpool_limits(1), ThreadPoolExecutor(default_threads(), "points", **single) as pool:
+        return np.concatenate([np.empty(0), *pool.map(of_block, range(0, len(rows), BLOCK))])
 
 
 def choose(shelf: OpenShelf, encoder: str | None, estimator: str | None) -> tuple[OpenRedshift, str]:
