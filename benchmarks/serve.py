@@ -174,8 +174,7 @@ def ours(shelf: Path, workers: int, log: Path) -> AbstractContextManager[Running
 
 def bare(index: Path, columns: Path, workers: int, log: Path) -> AbstractContextManager[Running]:
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "bare:app", "--app-dir", str(Path(__file__).parent)]
-    command += ["--port", str(port), "--workers", str(workers), "--no-access-log"]
+    command = [sys.executable, str(Path(__file__).with_name("bare.py")), str(port), str(workers)]
     told = {"BARE_INDEX": str(index), "BARE_COLUMNS": str(columns), "OMP_NUM_THREADS": "1"}
     return running(command, port, "/bare/c00000001", log, **told)
 
