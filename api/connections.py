@@ -19,6 +19,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from redshelf.service.settings import Settings
 
 
+class Loop(asyncio.SelectorEventLoop):
+    """Takes one waiting connection a turn: of several workers that wait on one socket, the first to wake would else
+    take all that there are, and the others would have nothing to do."""
+
+    def _start_serving(self, protocol_factory: Any, sock: Any, *how: Any, **more: Any) -> None:
+        sslcontext, server, _, *rest = (*how, None, None, None)[: max(len(how), 3)]
+        super()._start_serving(protocol_factory, sock, sslcontext, server, 1, *rest, **more)  # type: ignore[misc]
+
+
 class Connection(H11Protocol):
     """One connection; the settings come with the state that the app's lifespan gives."""
 
@@ -76,4 +85,10 @@ class Connection(H11Protocol):
 
 def options() -> dict[str, Any]:
     """For `uvicorn.run`."""
-    return {"http": Connection, "ws": "none", "server_header": False, "access_log": False}
+    return {
+        "loop": "redshelf.api.connections:Loop",
+        "http": Connection,
+        "ws": "none",
+        "server_header": False,
+        "access_log": False,
+    }

@@ -7,6 +7,7 @@ same question with the encoder, the estimator and the generation that it was ans
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Annotated, Any, get_args
 from urllib.parse import quote, urlencode
 
@@ -49,7 +50,12 @@ def _quality(accept: str) -> dict[str, float]:
 
 def accepted(request: Request) -> Format | None:
     """The format that the Accept header prefers, JSON where it does not care; None where it takes none of them."""
-    ranges = _quality(request.headers.get("accept") or "*/*")
+    return _preferred(request.headers.get("accept") or "*/*")
+
+
+@lru_cache(256)
+def _preferred(header: str) -> Format | None:
+    ranges = _quality(header)
 
     def wanted(media: str) -> float:
         near = (media, f"{media.partition('/')[0]}/*", "*/*")  # the most precise range counts

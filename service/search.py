@@ -91,8 +91,9 @@ def scope(
     """Where to look with `filters`: not at the `row` that is asked about and what lies too near to it on the sky, nor
     at the rows `left_out` (n,)."""
     index, among = encoder.index, shelf.selection(encoder, filters)
-    gone = np.empty(0, dtype=np.int64) if left_out is None else np.unique(left_out)
-    gone = gone if row is None else np.union1d(gone, [row])
+    gone = np.array([] if row is None else [row], dtype=np.int64)
+    if left_out is not None:
+        gone = np.union1d(gone, left_out)
     if filters.exclude_radius_arcsec is not None:
         if row is None:
             raise BadInput("exclude_radius_arcsec needs a query with a position: a source of this survey")

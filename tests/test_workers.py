@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import shutil
 import signal
 import socket
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import server as servers
+import uvicorn
+from uvicorn.server import ServerState
 
 from redshelf.api.cli import main
+from redshelf.api.connections import Connection, Loop, options
 from redshelf.service.publish import publish
+from redshelf.service.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -108,3 +115,39 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_loop_takes_one_connection_a_turn_and_sends_without_delay() -> None:
+    """Of several workers on one socket each has its share; their socket says no protocol, as uvicorn makes it."""
+    loop, made = Loop(), list[asyncio.Transport]()
+    config = uvicorn.Config(lambda: None, loop="none", **{k: v for k, v in options().items() if k != "loop"})
+    config.load()
+
+    class Seen(Connection):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            made.append(transport)
+
+    def connection() -> Seen:
+        return Seen(config=config, server_state=ServerState(), app_state={"settings": Settings()}, _loop=loop)
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(loop.close)
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        assert listener.proto == 0
+        listener.listen(16)
+        for _ in range(5):
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+        server = loop.run_until_complete(loop.create_server(connection, sock=listener, backlog=16))
+        seen = []
+        for _ in range(60):
+            loop.call_soon(loop.stop)
+            loop.run_forever()
+            seen.append(len(made))
+        told = [one.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for one in made]
+        server.close()
+        for one in made:
+            one.abort()
+        loop.run_until_complete(asyncio.sleep(0.01))
+    assert told == [1] * 5 and max(after - before for before, after in pairwise(seen)) <= 1
