@@ -414,7 +414,7 @@ def test_asking_a_source_needs_no_torch(tiny_shelf: Path) -> None:
         "from fastapi.testclient import TestClient\n"
         "import redshelf.service.ingest\n"
         "from redshelf.api.app import create_app; from redshelf.service.settings import Settings\n"
-        f"client = TestClient(create_app(Settings(shelf=Path({str(tiny_shelf)!r}))))\n"
+        f"client = TestClient(create_app(Settings(shelf=Path({str(tiny_shelf)!r}))), base_url='http://localhost')\n"
         "for path in ('/v1/sources/s0003/neighbours', '/v1/sources/s0003/redshift', '/source/s0003'):\n"
         "    assert client.get(path).status_code == 200, path\n"
         "print('torch' in sys.modules)"

@@ -123,7 +123,7 @@ def test_beyond_what_may_be_in_flight_is_503_and_who_looks_after_it_still_sees_i
     held, app = Held(monkeypatch), app_of(bare_shelf, tmp_path, max_concurrent=3)
 
     async def run() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             waiting = [asyncio.create_task(client.get("/v1/shelf")) for _ in range(3)]
             await _until(lambda: held.asked == 3)
             refused = await client.get("/v1/sources/s0003")
@@ -149,7 +149,7 @@ def test_who_looks_after_a_server_is_answered_while_every_place_is_taken(
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://x") as client,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             waiting = [asyncio.create_task(client.get("/v1/shelf")) for _ in range(most)]
             try:
@@ -189,7 +189,7 @@ def test_a_request_past_its_deadline_is_answered_then_and_keeps_its_place_until_
         assert 0.1 <= time.monotonic() - began < 5 and not late.done()
         assert sent[0]["status"] == 503 and dict(sent[0]["headers"])[b"retry-after"] == b"1"
         assert "no answer within 0.1 s" in json.loads(sent[1]["body"])["detail"]
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             assert "at a time" in (await client.get("/v1/sources/s0003")).json()["detail"]
             held.go.set()
             await late

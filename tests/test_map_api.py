@@ -70,7 +70,7 @@ def test_a_map_that_is_slow_to_open_keeps_nobody_else_waiting(
     monkeypatch.setattr(maps, "find", held)
 
     async def run() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as asks:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as asks:
             asked = asyncio.create_task(asks.get("/v1/maps/vit"))
             while not began.is_set():
                 await asyncio.sleep(0.005)

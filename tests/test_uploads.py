@@ -63,7 +63,7 @@ def test_uploads_are_encoded_together_and_beyond_the_queue_asked_to_come_again(
     held, app = Encoder(monkeypatch), app_of(tiny_shelf, tmp_path, max_encode_queue=3, max_encode_batch=2)
 
     async def run() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x", timeout=60) as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://[::1]", timeout=60) as client:
 
             def ask() -> asyncio.Task[httpx.Response]:
                 return asyncio.create_task(client.post(ROUTE, files={"file": cutout}))
@@ -91,7 +91,7 @@ def test_what_its_client_has_left_or_is_too_late_for_is_not_encoded(
     tiny_shelf: Path, tmp_path: Path, cutout: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held, app = Encoder(monkeypatch), app_of(tiny_shelf, tmp_path)
-    request = httpx.Request("POST", f"http://x{ROUTE}", files={"file": cutout})
+    request = httpx.Request("POST", f"http://localhost{ROUTE}", files={"file": cutout})
     body, sent = request.read(), list[Any]()
     scope: dict[str, Any] = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "root_path": "",

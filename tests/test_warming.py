@@ -30,7 +30,7 @@ from redshelf.service.settings import load
 
 settings = load(environ={{}}, shelf=Path(sys.argv[1]))
 app = create_app(settings)
-client = TestClient(app)
+client = TestClient(app, base_url="http://localhost")
 client.get("/readyz")  # what any request loads
 assert "lightgbm" not in sys.modules
 warming.warm(app.state.serving.current, settings)
