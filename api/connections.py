@@ -23,9 +23,10 @@ class Loop(asyncio.SelectorEventLoop):
     """Takes one waiting connection a turn: of several workers that wait on one socket, the first to wake would else
     take all that there are, and the others would have nothing to do."""
 
-    def _start_serving(self, protocol_factory: Any, sock: Any, *how: Any, **more: Any) -> None:
-        sslcontext, server, _, *rest = (*how, None, None, None)[: max(len(how), 3)]
-        super()._start_serving(protocol_factory, sock, sslcontext, server, 1, *rest, **more)  # type: ignore[misc]
+    def _start_serving(
+        self, protocol_factory: Any, sock: Any, sslcontext: Any = None, server: Any = None, backlog: int = 1, *how: Any
+    ) -> None:
+        super()._start_serving(protocol_factory, sock, sslcontext, server, 1, *how)  # type: ignore[misc]
 
 
 class Connection(H11Protocol):
