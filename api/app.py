@@ -45,7 +45,6 @@ from redshelf.api import (
 )
 from redshelf.api.envelope import Envelope
 from redshelf.api.limits import SPARE_THREADS
-from redshelf.api.queries import PROBLEMS
 from redshelf.api.tracing import Tracing
 from redshelf.api.uploads import Uploads
 from redshelf.models.errors import Conflict
@@ -129,17 +128,17 @@ def _routed(guard: security.Guard, lifespan: Any = None) -> FastAPI:
         version=version() or "0",
         description="Which galaxies look like this one, and how far away is it? Angles in degrees, fluxes in "
         "microjansky, magnitudes AB. Errors are RFC 9457 problems.",
-        responses=PROBLEMS,
         docs_url=None,  # FastAPI's pages load their script from another host
         redoc_url=None,
         redirect_slashes=False,  # an address is a route or 404: no answer that the description does not have
         lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours tells nothing that a user typed
     )
     problems.install(app)
     problems.describe(app)
     security.describe(app, guard)
     for module in (sources, neighbours, explore, maps, redshifts, jobs, cone, datalink, operations):
-        app.include_router(module.router)
+        app.router.routes.extend(module.router.routes)  # see `routes`
     for page in (browse, around, login):
         app.include_router(page.router, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")

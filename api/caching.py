@@ -12,9 +12,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.routing import APIRoute
 
 from redshelf.api.queries import serving_of
+from redshelf.api.routes import Route
 from redshelf.api.tables import accepted
 from redshelf.service.settings import Settings
 from redshelf.service.shelf import OpenShelf
@@ -54,7 +54,7 @@ def of_map(request: Request, shelf: OpenShelf, digest: str) -> tuple[dict[str, s
     return headers, Response(status_code=304, headers=headers) if _has(request, tag) else None
 
 
-class ByGeneration(APIRoute):
+class ByGeneration(Route):
     """A route whose GET answers by the generation alone: `APIRouter(route_class=ByGeneration)`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

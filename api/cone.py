@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from redshelf.api import dali
 from redshelf.api.caching import ByGeneration
 from redshelf.api.queries import Served
+from redshelf.api.routes import Route
 from redshelf.indexing import tabular, votable
 from redshelf.indexing.votable import element, param, text
 from redshelf.models.errors import BadInput, RedshelfError
@@ -16,7 +17,7 @@ from redshelf.service import cone
 from redshelf.service.shelf import OpenShelf
 
 router = APIRouter(tags=["virtual observatory"], route_class=ByGeneration)
-live = APIRouter()  # of a GET that says how the process is now
+live = APIRouter(route_class=Route)  # of a GET that says how the process is now
 
 UCD1 = {"source_id": "ID_MAIN", "ra_deg": "POS_EQ_RA_MAIN", "dec_deg": "POS_EQ_DEC_MAIN"}  # as the protocol wants
 STARTED = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

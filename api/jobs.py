@@ -12,6 +12,7 @@ from fastapi import APIRouter, Body, Depends, HTTPException, Query, Request, Res
 from fastapi.responses import FileResponse
 
 from redshelf.api.queries import InForce, JobBody, JobPhase, JobsQuery, NoQuery, Shelf, at_most
+from redshelf.api.routes import Route
 from redshelf.api.tables import JSON, MEDIA, TABLES, file_name
 from redshelf.models.errors import Busy
 from redshelf.service import working
@@ -19,7 +20,7 @@ from redshelf.service.answers import JobAnswer, JobsAnswer, ManyNeighboursAnswer
 from redshelf.service.jobs import Full, Job
 from redshelf.service.working import Working
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=Route)
 FULL_RETRY_S = 60
 EXAMPLES: dict[str, Any] = {
     "redshifts": {

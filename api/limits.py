@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import time
+from functools import lru_cache
 
 from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage
@@ -24,6 +25,7 @@ SPARE_THREADS = 8  # beyond one for each that is answered: what is not counted f
 NOT_COUNTED = frozenset({"/healthz", "/readyz", "/metrics", "/admin/generation"})
 
 
+@lru_cache(1024)
 def caller_of(address: str) -> str | None:
     """Whom an address is counted as, None for this machine itself and for what is no address."""
     try:

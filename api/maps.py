@@ -9,13 +9,14 @@ from pydantic import Field
 
 from redshelf.api import caching
 from redshelf.api.queries import N_TEXT, Format, InForce, N, OfGeneration, Shelf, Strict, how_many
+from redshelf.api.routes import Route
 from redshelf.api.tables import TABLES, Wanted, respond
 from redshelf.indexing.polygon import MAX_VERTICES
 from redshelf.service import maps, onmap, tiles
 from redshelf.service.map_answers import MapAnswer, NearestAnswer, PointsAnswer, SelectAnswer
 from redshelf.service.maps import OpenMap
 
-router = APIRouter(prefix="/v1/maps", tags=["maps"])
+router = APIRouter(prefix="/v1/maps", tags=["maps"], route_class=Route)
 
 Colour = Literal["density", "z_phot", "z_spec", "magnitude", "support", "error", "labelled"]
 CHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "The client has this answer already"}}

@@ -18,6 +18,7 @@ from redshelf.api.queries import (
     Shelf,
     Tabular,
 )
+from redshelf.api.routes import Route
 from redshelf.api.tables import TABLES, Wanted, respond
 from redshelf.api.uploads import Uploading
 from redshelf.service import examples, search, upload
@@ -25,7 +26,7 @@ from redshelf.service.answers import NeighboursAnswer, RecallAnswer
 from redshelf.service.shelf import OpenShelf
 
 router = APIRouter(prefix="/v1", tags=["neighbours"], route_class=ByGeneration)
-live = APIRouter()  # of a GET whose answer is measured anew each time
+live = APIRouter(route_class=Route)  # of a GET whose answer is measured anew each time
 
 
 @router.get("/sources/{source_id}/neighbours", response_model=NeighboursAnswer, responses=TABLES)

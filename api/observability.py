@@ -204,9 +204,10 @@ def log_config(settings: Settings) -> dict[str, Any]:
 
 def request_log(settings: Settings) -> Any:
     """What writes a line a request."""
-    return structlog.wrap_logger(
+    log = structlog.wrap_logger(
         structlog.WriteLogger(sys.stderr), processors=processors(as_json(settings)), wrapper_class=structlog.BoundLogger
     )
+    return log.bind()  # put together now: else it is for every line
 
 
 def line(log: Any, told: Told) -> None:

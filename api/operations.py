@@ -9,10 +9,11 @@ from pydantic import BaseModel, Field
 
 from redshelf.api.observability import Metrics
 from redshelf.api.queries import InForce, InService, NoQuery, Shelf
+from redshelf.api.routes import Route
 from redshelf.indexing import generation
 from redshelf.models.errors import Conflict
 
-router = APIRouter(tags=["operations"])
+router = APIRouter(tags=["operations"], route_class=Route)
 
 
 class Health(BaseModel):

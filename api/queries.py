@@ -73,6 +73,9 @@ class Tabular(OfGeneration):
     format: Format | None = Field(None, description="of the list; by default what the Accept header prefers, else json")
 
 
+FILTERS = tuple(field.name for field in fields(Filters))
+
+
 class FilterQuery(Strict):
     """`indexing.filters.Filters`, name for name; a source without the value never passes."""
 
@@ -93,7 +96,7 @@ class FilterQuery(Strict):
     exclude_radius_arcsec: float | None = Field(None, description="leaves out what lies this near to the query")
 
     def filters(self) -> Filters:
-        return Filters(**{field.name: getattr(self, field.name) for field in fields(Filters)})
+        return Filters(**{name: getattr(self, name) for name in FILTERS})
 
 
 class Neighbourhood(FilterQuery):

@@ -5,7 +5,8 @@ No text of a user ever reaches a query language: a filter is a column name from 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -35,10 +36,9 @@ class Filters:
     exclude_radius_arcsec: float | None = None  # around the query: drops duplicates and shredded galaxies
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, float) and not np.isfinite(value):
-                raise BadInput(f"{field.name}={value}: expected a finite number")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not isfinite(value):
+                raise BadInput(f"{name}={value}: expected a finite number")
         for low, high in (("z_min", "z_max"), ("z_spec_min", "z_spec_max"), ("mag_min", "mag_max")):
             least, most = getattr(self, low), getattr(self, high)
             if least is not None and most is not None and least > most:

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -134,9 +134,14 @@ class Tuning:
     recall: float
     wanted: float
 
+    @cached_property
+    def _coverage(self) -> npt.NDArray[np.float64]:
+        """The logarithms (2, n) of depths and lists."""
+        return np.log(np.array(self.coverage, dtype=np.float64).T)
+
     def lists(self, depth: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """How many lists hold the `depth` (n,) nearest, interpolated in the logarithms, beyond them extrapolated."""
-        x, y = (np.log(np.array(values, dtype=np.float64)) for values in zip(*self.coverage, strict=True))
+        x, y = self._coverage
         at = np.log(np.maximum(depth, 1.0))
         slope = (y[-1] - y[0]) / max(x[-1] - x[0], 1e-9) if len(x) > 1 else 0.0
         return np.asarray(np.exp(np.interp(at, x, y) + np.maximum(at - x[-1], 0) * max(slope, 1.0)))

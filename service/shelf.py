@@ -179,7 +179,9 @@ class OpenShelf:
 
     def selection(self, encoder: OpenEncoder, filters: Filters) -> ann.Selection | None:
         """The rows that pass `filters`, but for `exclude_radius_arcsec`, for searches with `encoder`; None for all."""
-        return self._selections(encoder.name, replace(filters, exclude_radius_arcsec=None))
+        if filters.exclude_radius_arcsec is not None:
+            filters = replace(filters, exclude_radius_arcsec=None)
+        return self._selections(encoder.name, filters)
 
     @cached_property
     def open_maps(self) -> dict[str, Any]:

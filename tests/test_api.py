@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 
 from redshelf.api.app import create_app
 from redshelf.api.envelope import longest_body
-from redshelf.api.queries import FilterQuery
+from redshelf.api.queries import FilterQuery, NeighboursQuery
 from redshelf.indexing.ann import brute_force
 from redshelf.indexing.filters import Filters
 from redshelf.models import support
@@ -324,7 +324,7 @@ def test_many_ids_are_refused_by_the_description_before_they_are_looked_up(clien
 @pytest.mark.parametrize("digits", ["0" * 9 + "1" * 5000, "1" * 5000, "0" * 12 + "2"])
 def test_a_generation_of_too_many_digits_is_refused(client: TestClient, digits: str) -> None:
     answer = client.get("/v1/shelf", params={"generation": digits})
-    assert answer.status_code == 422 and "expected a number of at most 10 digits" in answer.json()["detail"]
+    assert answer.status_code == 422 and answer.json()["detail"].startswith("generation=")
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -452,3 +452,17 @@ def test_a_taken_port_is_said_in_one_line(tiny_shelf: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(Conflict, match=f"cannot listen on 127.0.0.1 port {port}"):
             serve(Settings(shelf=tiny_shelf, port=port))
+
+
+def test_a_query_is_read_as_its_model_says_and_described_by_it(client: TestClient) -> None:
+    path = "/v1/sources/s0003/neighbours"
+    told = client.get(path, params=[("k", "3"), ("k", "4"), ("exact", "true")])  # of what stands twice the last
+    assert told.status_code == 200 and len(told.json()["neighbours"]) == 4 and told.json()["exact"]
+    wrong = client.get(path, params={"k": "many", "colour": "red"})
+    assert wrong.status_code == 422
+    assert "k='many': Input should be a valid integer" in wrong.json()["detail"]
+    assert "unknown query parameter 'colour'" in wrong.json()["detail"]
+    described = client.get("/openapi.json").json()["paths"]["/v1/sources/{source_id}/neighbours"]["get"]["parameters"]
+    assert [one["name"] for one in described] == ["source_id", *NeighboursQuery.model_fields]
+    k = next(one for one in described if one["name"] == "k")
+    assert k["in"] == "query" and not k["required"] and k["schema"]["anyOf"][0]["maximum"] == 1000

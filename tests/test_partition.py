@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import small_shelf
+from filelock import FileLock
 
 from redshelf.indexing import partition
-from redshelf.indexing.files import write_json
+from redshelf.indexing.files import sha256, write_json
 from redshelf.indexing.partition import Plan
 from redshelf.indexing.parts import ranges
 from redshelf.models.errors import BadInput, Conflict, NotFound
+from redshelf.models.photometry import Photometry
 from redshelf.models.vit import SIZES, MultiBandViT
 
 PLAN = Plan(
     encoder="e", revision="r", weights_sha256="", dim=3, fingerprint="f", inputs={"sources": "a"},
     first_row=0, rows=60, part_rows=25, task_parts=2,
 )  # fmt: skip
+
+
+def _vit() -> MultiBandViT:
+    return MultiBandViT(small_shelf.NAMES, groups=[small_shelf.NAMES], cutout_px=8, size=SIZES["tiny"], name="e")
 
 
 def test_parts_and_tasks_cover_every_row_once_in_order() -> None:
@@ -88,8 +95,12 @@ def test_a_plan_of_another_shelf_is_refused(tmp_path: Path) -> None:
         partition.find(layout, "e")
     shutil.rmtree(partition.folder(layout, "e", "r"))
     partition.write(layout, replace(PLAN, fingerprint=fingerprint))
-    with pytest.raises(Conflict, match=r"was made for another shelf: sources\.lance has no version that it names"):
+    with pytest.raises(Conflict) as raised:
         partition.find(layout, "e")
+    assert str(raised.value) == (
+        f"the plan in {partition.folder(layout, 'e', 'r')} was made for another shelf: sources.lance has no version "
+        "that it names; remove that folder to begin anew"
+    )
 
 
 def test_a_plan_goes_with_its_receipts_unless_another_has_taken_its_place(tmp_path: Path) -> None:
@@ -139,7 +150,7 @@ def test_a_plan_with_other_weights_or_rows_is_refused_with_both_values(
 
 def test_a_plan_that_is_not_agreed_to_is_not_left(tmp_path: Path) -> None:
     layout = small_shelf.write(tmp_path / "shelf").layout
-    encoder = MultiBandViT(small_shelf.NAMES, groups=[small_shelf.NAMES], cutout_px=8, size=SIZES["tiny"], name="e")
+    encoder = _vit()
 
     def no(plan: Plan) -> None:
         raise Conflict(f"not {plan.rows}")
@@ -155,3 +166,77 @@ def test_a_plan_that_is_not_agreed_to_is_not_left(tmp_path: Path) -> None:
     for asked, said in (({"part_rows": 26}, "part_rows=25, not 26"), ({"task_parts": 3}, "task_parts=2, not 3")):
         with pytest.raises(Conflict, match=f"an open plan has {said}: finish it, or remove "):
             partition.propose(layout, encoder, **asked)
+
+
+def test_a_plan_names_the_tables_that_it_reads_and_its_parts_are_as_large_as_those_allow(tmp_path: Path) -> None:
+    shelf = small_shelf.write(tmp_path / "shelf")
+    layout, fluxes = shelf.layout, (shelf.flux, shelf.error, shelf.flux_state)
+    of_pixels, of_fluxes = _vit(), Photometry.fit(*fluxes, bands=small_shelf.BANDS, name="e")
+    plans = [partition.propose(layout, encoder) for encoder in (of_pixels, of_fluxes)]
+    assert [plan and (set(plan.inputs), plan.part_rows, plan.task_parts) for plan in plans] == [
+        ({"sources", "cutouts"}, partition.PART_ROWS, partition.TASK_PARTS),
+        ({"sources"}, partition.PART_ROWS_FLUXES, partition.TASK_PARTS),
+    ]
+
+
+def test_a_plan_holds_the_digest_of_the_weights_and_is_refused_with_others(tmp_path: Path) -> None:
+    layout, encoder = small_shelf.write(tmp_path / "shelf").layout, _vit()
+    weights = layout.model(encoder.name, encoder.revision) / "weights.safetensors"
+    write_json(weights, "first")
+    plan = partition.make(layout, encoder)
+    assert plan is not None and plan.weights_sha256 == sha256(weights)
+    write_json(weights, "second")
+    with pytest.raises(Conflict) as raised:
+        partition.propose(layout, encoder)
+    home = partition.folder(layout, encoder.name, encoder.revision)
+    assert str(raised.value) == (
+        f"the plan in {home} was made for another weights_sha256 ({plan.weights_sha256}, now {sha256(weights)}): "
+        "remove that folder to begin anew"
+    )
+
+
+def test_a_plan_of_another_revision_is_in_the_way_and_one_of_another_encoder_is_not(tmp_path: Path) -> None:
+    layout, encoder = small_shelf.write(tmp_path / "shelf").layout, _vit()
+    partition.write(layout, replace(PLAN, encoder="other"))
+    assert partition.propose(layout, encoder) is not None
+    home = partition.write(layout, replace(PLAN, encoder=encoder.name)).parent
+    with pytest.raises(Conflict) as raised:
+        partition.propose(layout, encoder)
+    assert str(raised.value) == (
+        f"a plan of e.r is open, and this is e.{encoder.revision}: end it first (without --weights it is gone on "
+        f"with), or remove {home}"
+    )
+
+
+def test_whoever_makes_a_plan_or_closes_one_waits_for_the_other(tmp_path: Path) -> None:
+    layout, encoder = small_shelf.write(tmp_path / "shelf").layout, _vit()
+    home = partition.folder(layout, encoder.name, encoder.revision)
+    plan: Plan | None = None
+
+    def make() -> None:
+        nonlocal plan
+        plan = partition.make(layout, encoder)
+
+    def close() -> None:
+        assert plan is not None
+        partition.close(layout, plan)
+
+    for change, there in ((make, True), (close, False)):
+        with FileLock(f"{home}.plan.lock"):
+            thread = threading.Thread(target=change)
+            thread.start()
+            thread.join(timeout=0.3)
+            assert thread.is_alive() and (home / "plan.json").is_file() is not there
+        thread.join(timeout=10)
+        assert not thread.is_alive() and (home / "plan.json").is_file() is there
+
+
+def test_a_scheduler_is_told_what_to_run_where_and_what_is_missing(tmp_path: Path) -> None:
+    layout = small_shelf.write(tmp_path / "shelf").layout
+    job = partition.job(layout, PLAN)
+    home = partition.folder(layout, "e", "r")
+    told = (job.name, job.words, job.id, job.home, job.split, job.batch_size)
+    assert told == ("embed-e", ("embed", "--encoder", "e"), PLAN.id, home, PLAN, True)
+    assert job.missing() == {0, 1, 2}
+    write_json(partition.receipts(layout, PLAN) / "part-000001.json", {"part": 1})
+    assert job.missing() == {0, 2}
