@@ -62,15 +62,6 @@ def _place(shelf: OpenShelf, source_id: str) -> tuple[str, str, str]:
     return f"{ra:.4f} {dec:+.4f}", f"{j[1:3]}:{j[3:5]}:{j[5:10]} {j[10:13]}:{j[13:15]}:{j[15:]}", j
 
 
-def _takes_cutouts(shelf: OpenShelf) -> list[str]:
-    """The encoders that an upload can be compared by, the one that is taken by default first."""
-    if not shelf.info.has_images:
-        return []
-    able = sorted(name for name, one in shelf.encoders.items() if one.published.needs == ["pixels"])
-    default = shelf.generation.default_encoder
-    return sorted(able, key=lambda name: name != default)
-
-
 @router.get("/", response_class=HTMLResponse)
 def home(query: Annotated[HomeQuery, Query()], shelf: Shelf, settings: InForce) -> Response:
     """The search box; with `q`, on to the source it names."""
@@ -90,7 +81,8 @@ def home(query: Annotated[HomeQuery, Query()], shelf: Shelf, settings: InForce) 
         examples=cards.of_ids(shelf, shelf.beginnings),
         look=cards.Look(),
         place=_place(shelf, named) if named else None,
-        uploads=_takes_cutouts(shelf),
+        uploads=upload.pixel_encoders(shelf) if shelf.info.has_images else [],
+        max_ebv=upload.MAX_EBV,
         maps=maps.made(shelf),
     )
 

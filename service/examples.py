@@ -98,15 +98,12 @@ def _classified(
 
 def text_encoder(shelf: OpenShelf, name: str | None) -> OpenEncoder:
     """The encoder that embeds a text: `name`, else the default one, or the first that can. `BadInput` naming those."""
-    able = [encoder.name for encoder in shelf.encoders.values() if encoder.takes_texts]
+    able = shelf.default_first(name for name, one in shelf.encoders.items() if one.takes_texts)
     if not able:
         raise BadInput(
             "no encoder here has texts in its space: embed with --space projected of a CLIP, index and publish"
         )
-    if name is None:
-        default = shelf.generation.default_encoder
-        return shelf.encoder(default if default in able else able[0])
-    chosen = shelf.encoder(name)
+    chosen = shelf.encoder(name or able[0])
     if chosen.name not in able:
         raise BadInput(f"encoder {name!r} has no texts in its space; those that have: {', '.join(able)}")
     return chosen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -132,6 +132,10 @@ class OpenShelf:
             )
             raise NotFound(f"no encoder {wanted!r} is published here{fit}; {nearest(wanted, self.encoders)}")
         return self.encoders[wanted]
+
+    def default_first(self, names: Iterable[str]) -> list[str]:
+        """Names of encoders in their order, but for the default one, which comes first where it is among them."""
+        return sorted(names, key=lambda name: (name != self.generation.default_encoder, name))
 
     def redshift(self, name: str | None = None) -> OpenRedshift:
         """A published fit by the name of its encoder (`vit`, `vit+photometry`), the default one by default.

@@ -97,18 +97,22 @@ def on_survey(decoded: Planes, info: ShelfInfo, unit: str) -> Cutout:
     return Cutout(pixels, mask, state, missing, decoded.ebv)
 
 
+def pixel_encoders(shelf: OpenShelf) -> list[str]:
+    """The encoders that an upload can be compared by, the one that is taken by default first."""
+    return shelf.default_first(name for name, one in shelf.encoders.items() if one.published.needs == ["pixels"])
+
+
 def pixel_encoder(shelf: OpenShelf, name: str | None) -> OpenEncoder:
     """The encoder that embeds an upload: `name`, else the default one, or the first that needs pixels alone.
 
     `BadInput` for one that needs fluxes, or a fit on one: this survey's are not measured by a function that could be
     put to a cutout.
     """
-    able = [encoder.name for encoder in shelf.encoders.values() if encoder.published.needs == ["pixels"]]
+    able = pixel_encoders(shelf)
     if name is None:
         if not able:
             raise BadInput("no encoder here works on pixels alone: this shelf cannot be searched with a cutout")
-        default = shelf.generation.default_encoder
-        return shelf.encoder(default if default in able else able[0])
+        return shelf.encoder(able[0])
     parts = [part for part in name.replace(" ", "+").split("+") if part in shelf.encoders]
     unable = [part for part in parts if part not in able]
     if unable and (name in shelf.encoders or "+".join(parts) in {**shelf.redshifts, **shelf.unreadable}):

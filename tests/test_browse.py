@@ -16,6 +16,7 @@ from httpx import Response
 
 from redshelf.api import drawing, typed
 from redshelf.api.app import create_app
+from redshelf.api.queries import CutoutForm
 from redshelf.models.errors import BadInput
 from redshelf.models.pdf import Pdf, default_edges
 from redshelf.models.support import NUMBERS
@@ -342,6 +343,8 @@ def test_a_cutout_without_a_band_is_answered_and_the_page_says_which(client: Tes
 
 
 def test_the_form_says_how_large_the_pixels_are_as_v1_does(client: TestClient) -> None:
+    fields = {a.get("name") for tag, a in tags(client.get("/").text) if tag in ("input", "select")}
+    assert set(CutoutForm.model_fields) <= fields
     image = np.random.default_rng(0).normal(0, 1, (3, 120, 120)).astype(np.float32)
     np.save(stream := BytesIO(), image)
     told = {"bands": "g,r,i", "unit": "noise", "pixel_scale_arcsec": "0.1", "encoder": "vit", "k": "12"}
