@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import BallTree, NearestNeighbors
 
-from redshelf.models import shift
+from redshelf.models import ratio_space, shift
 from redshelf.models.errors import BadInput
 from redshelf.models.metrics import effective_sample_size
 from redshelf.models.ratio_choice import METHODS, choose_weights, density_ratio_risk
@@ -333,3 +333,84 @@ def test_weights_with_their_reference_survive_the_arrays_of_a_model():
     again = ShiftWeights(**arrays, **json.loads(json.dumps(rest, allow_nan=False)))
     np.testing.assert_array_equal(again.at(np.ones((4, 2))), found.at(np.ones((4, 2))))
     assert again.details == found.details
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_say_which_method_they_are_by(name):
+    found = METHODS[name](*shifted(300, 600))
+    assert found.method == name and found.reference.dtype == np.float32
+    assert len(found.reference) == len(found.reference_weights)
+
+
+@pytest.mark.parametrize("name", ["none", "neighbour-ratio", "cunha"])
+def test_what_is_drawn_is_drawn_by_the_seed(name, monkeypatch):
+    monkeypatch.setattr(shift, "REFERENCE", 40)
+    monkeypatch.setattr(ratio_space, "PCA_ROWS", 50)
+    sets = shifted(200, 400, dim=20)
+    first, again, usual, other = (METHODS[name](*sets, **seed) for seed in ({"seed": 0}, {"seed": 0}, {}, {"seed": 1}))
+    for same in (again, usual):
+        np.testing.assert_array_equal(same.reference, first.reference)
+        np.testing.assert_array_equal(same.components, first.components)
+    assert not np.array_equal(other.components, first.components)
+    if name != "none":
+        drawn = [np.sort(found.reference_weights) for found in (first, other)]
+        assert len(drawn[0]) == 80 and not np.array_equal(*drawn)
+
+
+def test_k_is_as_asked_at_least_1_and_at_most_the_other_labels():
+    labelled, target = shifted(12, 40)
+    assert cunha_weights(*shifted(50, 80)).details["k"] == neighbour_weights(*shifted(50, 80)).details["k"] == 30
+    np.testing.assert_allclose(neighbour_weights(labelled, target, k=1).weights, oracle(labelled, target, 1))
+    few = neighbour_weights(labelled, target)
+    assert few.details["k"] == 11
+    np.testing.assert_allclose(few.weights, oracle(labelled, target, 11))
+    with pytest.raises(BadInput, match="k=0: expected at least 1"):
+        neighbour_weights(labelled, target, k=0)
+
+
+@pytest.mark.parametrize("m", [1, 2])
+def test_of_so_few_targets_each_has_the_ratio_that_the_others_give(m):
+    labelled, target = shifted(20, m)
+    found = neighbour_weights(labelled, target, k=19)
+    near = np.sort(np.linalg.norm(target[:, None] - labelled, axis=2), axis=1)[:, 18]
+    inside = (np.linalg.norm(target[:, None] - target, axis=2) <= near[:, None]).sum(axis=1) - 1
+    np.testing.assert_allclose(found.reference_weights[20:], inside / max(m - 1, 1) / (19 / 21))
+
+
+LOST = "mean weight 0.79 instead of 1: targets lie outside every label's neighbourhood"
+
+
+@pytest.mark.parametrize(
+    ("size", "mean", "details", "labels", "told"),
+    [
+        (1000.0, 1.0, {}, 10_000, []),
+        (999.0, 1.0, {}, 10_000, ["effective sample size 999 of 10000 labels: noisy"]),
+        (50.0, 1.0, {}, 100, []),
+        (49.0, 1.0, {}, 100, ["effective sample size 49 of 100 labels: noisy"]),
+        (5000.0, 0.8, {}, 10_000, []),
+        (5000.0, 0.79, {}, 10_000, [LOST]),
+        (5000.0, 0.79, {"alpha": 0.1}, 10_000, []),
+        (5000.0, 0.79, {"targets_lost": 0.2}, 10_000, [LOST]),
+        (5000.0, 1.0, {"targets_lost": 0.1}, 10_000, []),
+        (5000.0, 1.0, {"targets_lost": 0.2}, 10_000, ["20% of the targets lie outside every label's neighbourhood"]),
+        (5000.0, 1.0, {"auc": 0.95}, 10_000, []),
+        (5000.0, 1.0, {"auc": 0.951}, 10_000,
+         ["labels and targets are nearly separable (AUC 0.951): few labels carry the weight"]),
+    ],
+)  # fmt: skip
+def test_what_a_reader_must_know_is_said(size, mean, details, labels, told):
+    assert ShiftWeights("a", np.ones(labels), size, mean, details=details).warnings() == told
+
+
+def test_the_limits_of_clipping_are_themselves_allowed_or_not():
+    found = neighbour_weights(*shifted(500, 2000))
+    np.testing.assert_array_equal(clipped(found, quantile=1).weights, found.weights)
+    assert clipped(found, value=0.5).weights.max() == 0.5
+    with pytest.raises(BadInput, match="quantile=0: expected above 0, at most 1"):
+        clipped(found, quantile=0)
+    mostly = replace(found, weights=np.where(np.arange(500) < 400, 0.0, found.weights))
+    with pytest.raises(BadInput, match=r"quantile=0\.5 of the weights is 0: clipped there, none would be left"):
+        clipped(mostly, quantile=0.5)
+    one = replace(found, weights=np.ones(500))  # at which nothing is cut, and nothing wrong
+    np.testing.assert_array_equal(clipped(one, quantile=0.5).weights, one.weights)
+    assert powered(found, 0.5).method == "neighbour-ratio^0.5"
