@@ -38,7 +38,7 @@ class _Reader:
         found = []
         for name, field in schema["properties"].items():
             told = {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": field}
-            found.append({**told, **{key: field[key] for key in ("description",) if key in field}})
+            found.append(told | ({"description": field["description"]} if "description" in field else {}))
         return found
 
 
@@ -46,14 +46,15 @@ def _reader(annotation: Any) -> _Reader | None:
     """What reads an argument of a route, None where that is not its query."""
     for one in get_args(annotation)[1:]:
         if isinstance(one, params.Depends) and isinstance(one.dependency, _Reader):
-            return one.dependency  # the endpoint of another route, too
+            return one.dependency  # of an endpoint that has a route already
         if isinstance(one, params.Query):
             return _Reader(get_args(annotation)[0])
     return None
 
 
 class Route(APIRoute):
-    """`APIRouter(route_class=Route)`."""
+    """For `APIRouter(route_class=Route)`. From then on its endpoint's signature, which FastAPI goes by, has the reader
+    of the query in place of its model."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **how: Any) -> None:
         how["responses"] = {**PROBLEMS, **(how.get("responses") or {})}
