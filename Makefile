@@ -5,6 +5,8 @@ SERVE ?= 1
 JOBS ?= 3
 DEMO_DIR ?= demo
 export OMP_NUM_THREADS ?= 2
+# tests start hundreds of processes: what each imports is compiled once, and not by each, which takes 3 s of CPU
+unexport PYTHONDONTWRITEBYTECODE
 # the real catalogues and images, when they lie beside the checkout
 ifneq ($(wildcard ../shared/data/README.md),)
 export REDSHELF_DATA ?= $(abspath ../shared/data)
@@ -44,7 +46,7 @@ test: venv
 # tests come by themselves: Ray asks 8.8.8.8 for the address that it has, Chromium whether there is IPv6
 offline: venv
 	tests/offline.sh $(MAKE) test SELECT='-m "not ray and not browser"'
-	OFFLINE_TRIES=1000 tests/offline.sh env $(PYTEST) -ra -m "ray or browser"
+	OFFLINE_TRIES=1000 tests/offline.sh env $(PYTEST) -ra -m "ray or browser" $$(grep -lE "mark\.(ray|browser)" tests/test_*.py)
 
 # the share of lines that the tests run, in their processes too, where these are not killed
 coverage: venv

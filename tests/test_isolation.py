@@ -31,6 +31,7 @@ def vectors() -> npt.NDArray[np.float16]:
 VECTORS = vectors()
 
 
+@pytest.fixture(scope="module")
 def tenth() -> npt.NDArray[np.float64]:
     """Distance of each row to its 10th nearest other one, (N,), by brute force; -inf for rows without a vector."""
     known = np.flatnonzero(VECTORS.any(axis=1))
@@ -40,8 +41,10 @@ def tenth() -> npt.NDArray[np.float64]:
     return out
 
 
-TENTH = tenth()
-TRUE = np.argsort(-TENTH, kind="stable")
+@pytest.fixture(scope="module")
+def true(tenth: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+    """The rows (N,), the most isolated first."""
+    return np.argsort(-tenth, kind="stable")
 
 
 def build(root: Path) -> ann.Index:
@@ -50,19 +53,25 @@ def build(root: Path) -> ann.Index:
     return ann.open_index(folder)
 
 
-def test_where_all_are_compared_the_answer_is_that_of_brute_force(tmp_path: Path) -> None:
+def test_where_all_are_compared_the_answer_is_that_of_brute_force(
+    tenth: npt.NDArray[np.float64], true: npt.NDArray[np.intp], tmp_path: Path
+) -> None:
     index = build(tmp_path)
     found = index.isolated
     assert index.exact and found is not None and found.exact
     assert len(found.rows) == isolation.KEPT
-    np.testing.assert_array_equal(found.rows[:200], TRUE[:200])
-    np.testing.assert_allclose(found.distance, TENTH[found.rows], rtol=1e-4)
+    np.testing.assert_array_equal(found.rows[:200], true[:200])
+    np.testing.assert_allclose(found.distance, tenth[found.rows], rtol=1e-4)
     assert (np.diff(found.distance) <= 0).all()
 
 
 @pytest.mark.parametrize("lists", [False, True])
 def test_a_shortlist_finds_the_planted_ones_and_most_of_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists: bool
+    tenth: npt.NDArray[np.float64],
+    true: npt.NDArray[np.intp],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lists: bool,
 ) -> None:
     monkeypatch.setattr(isolation, "SHORTLIST", 1000)
     monkeypatch.setattr(isolation, "KEPT", 300)
@@ -72,10 +81,10 @@ def test_a_shortlist_finds_the_planted_ones_and_most_of_the_others(
     index = build(tmp_path)
     found = index.isolated
     assert index.exact is not lists and found is not None and not found.exact and len(found.rows) == 300
-    assert set(TRUE[:PLANTED]) <= set(found.rows[: PLANTED + 2])
-    assert len(np.intersect1d(found.rows[:100], TRUE[:100])) >= 90
-    assert (found.distance >= TENTH[found.rows] * (1 - 1e-4)).all()
-    assert np.median(found.distance / TENTH[found.rows]) < 1.001
+    assert set(true[:PLANTED]) <= set(found.rows[: PLANTED + 2])
+    assert len(np.intersect1d(found.rows[:100], true[:100])) >= 90
+    assert (found.distance >= tenth[found.rows] * (1 - 1e-4)).all()
+    assert np.median(found.distance / tenth[found.rows]) < 1.001
     assert VECTORS[found.rows].any(axis=1).all()
 
 
