@@ -24,11 +24,12 @@ WHERE = {"shelf", "host", "port", "workers", "threads", "refresh_seconds"}  # se
 
 
 def _server(app: FastAPI) -> str:
-    """What the answers of this server depend on beside the question and the generation, worked out once."""
+    """A hash of what the answers of this server depend on beside the question and the generation, worked out once."""
     found: str | None = getattr(app.state, "answers_by", None)
     if found is None:
         settings: Settings = app.state.settings
-        found = app.state.answers_by = f"{app.version} {settings.model_dump_json(exclude=WHERE)}"
+        told = f"{app.version} {settings.model_dump_json(exclude=WHERE)}"
+        found = app.state.answers_by = hashlib.sha256(told.encode()).hexdigest()
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -96,13 +97,12 @@ class Held:
     """A route that waits until it is let go, each time it is asked."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        import threading
-
-        self.go, self.asked = threading.Event(), 0
+        self.go, self.asked, counting = threading.Event(), 0, threading.Lock()
         usual = sources.service.describe
 
         def held(*given: Any) -> Any:
-            self.asked += 1
+            with counting:  # 64 threads that add 1 at a time lose some
+                self.asked += 1
             assert self.go.wait(30)
             return usual(*given)
 
