@@ -145,11 +145,12 @@ class Index:
             squared, rows = self.flat.search(queries, k, selector=None if among is None else among.selector)
         else:
             squared, rows = self._look(self.lists, queries, k, among)
-        distance = np.full((len(queries), k), np.inf, dtype=np.float32)
-        out = np.full((len(queries), k), -1, dtype=np.int64)
-        out[:, : rows.shape[1]] = rows
-        np.sqrt(squared, out=distance[:, : rows.shape[1]], where=rows >= 0)
-        return distance, out
+        distance = np.where(rows >= 0, np.sqrt(squared), np.float32(np.inf))
+        beyond = k - rows.shape[1]
+        if not beyond:
+            return distance, rows
+        padding = ((0, 0), (0, beyond))
+        return np.pad(distance, padding, constant_values=np.inf), np.pad(rows, padding, constant_values=-1)
 
     @cached_property
     def findable(self) -> int:

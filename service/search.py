@@ -104,7 +104,7 @@ def scope(
         ra, dec = float(shelf.columns["ra"][row]), float(shelf.columns["dec"][row])
         gone = np.union1d(gone, near(shelf.columns, ra, dec, filters.exclude_radius_arcsec)[0])
     passing = index.known if among is None else among.mask
-    n_matching = (index.findable if among is None else among.count) - int(passing[gone].sum())
+    n_matching = (index.findable if among is None else among.count) - int(np.count_nonzero(passing[gone]))
     if len(gone) > MAX_K:  # too many to ask for and drop
         mask = passing.copy()
         mask[gone] = False
@@ -171,12 +171,13 @@ def look(
     seen = found[0] >= 0
     with np.errstate(over="ignore"):  # a limit beyond float32 is none
         inside = seen if wanted.max_distance is None else seen & (distances[0] <= wanted.max_distance)
-    reached = inside.sum() < seen.sum() or seen.sum() == within.n_matching  # the limit, or all that there are
+    n_inside, n_seen = int(np.count_nonzero(inside)), int(np.count_nonzero(seen))
+    reached = n_inside < n_seen or n_seen == within.n_matching  # the limit, or all that there are
     rows, distance = found[0][inside][: wanted.k], distances[0][inside][: wanted.k]
     if wanted.mutual:
         both = _mutual(within, rows, distance, wanted)
         rows, distance = rows[both], distance[both]
-    complete = bool(reached and inside.sum() <= wanted.k)
+    complete = reached and n_inside <= wanted.k
     return answer(shelf, within, rows, distance, complete=complete, exact=wanted.exact, row=row, **more)
 
 
