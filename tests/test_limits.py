@@ -101,6 +101,8 @@ class Held:
         usual = sources.service.describe
 
         def held(*given: Any) -> Any:
+            if threading.current_thread().name == "redshelf-refresh":  # which asks by itself, to load what it takes
+                return usual(*given)
             with counting:  # 64 threads that add 1 at a time lose some
                 self.asked += 1
             assert self.go.wait(30)
