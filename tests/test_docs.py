@@ -439,6 +439,7 @@ def test_the_site_builds_without_a_warning_and_has_every_page(site: Path) -> Non
         name = path.relative_to(DOCS).with_suffix(".html").as_posix()
         assert (site / name.replace("study/README", "study")).is_file(), name
     assert {path.stem for path in (site / "reference").iterdir()} == {"commands", "http", "settings", "survey"}
+    assert not [*site.rglob("*.py"), *site.rglob("*.pyc"), *site.rglob("__pycache__")]
     assert "redshelf: the study" in (site / "study" / "index.html").read_text(encoding="utf-8")
 
 
