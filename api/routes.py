@@ -59,13 +59,13 @@ class Route(APIRoute):
     def __init__(self, path: str, endpoint: Callable[..., Any], **how: Any) -> None:
         how["responses"] = {**PROBLEMS, **(how.get("responses") or {})}
         signature = inspect.signature(endpoint, eval_str=True)
-        arguments = []
-        for argument in signature.parameters.values():
+        arguments = dict(signature.parameters)
+        for name, argument in signature.parameters.items():
             reader = _reader(argument.annotation)
             if reader is not None:
-                argument = argument.replace(annotation=Annotated[reader.model, Depends(reader)])
-                described = reader.described()
-                how["openapi_extra"] = {"parameters": described} if described else None
-            arguments.append(argument)
-        endpoint.__signature__ = signature.replace(parameters=arguments)  # type: ignore[attr-defined]
+                del arguments[name]  # and last again: FastAPI, too, reads a query when dependencies have not refused it
+                arguments[name] = argument.replace(annotation=Annotated[reader.model, Depends(reader)])
+                if described := reader.described():
+                    how["openapi_extra"] = {"parameters": described}
+        endpoint.__signature__ = signature.replace(parameters=[*arguments.values()])  # type: ignore[attr-defined]
         super().__init__(path, endpoint, **how)

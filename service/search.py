@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from redshelf.indexing import ann
+from redshelf.indexing import ann, ivf
 from redshelf.indexing.filters import Filters, near
 from redshelf.models.errors import BadInput, NotFound
 from redshelf.service.answers import NeighboursAnswer, RecallAnswer
@@ -74,14 +74,13 @@ class Scope:
         distance, rows = self.encoder.index.search(queries, k + len(self.left_out), among=self.among, exact=exact)
         if not len(self.left_out):
             return distance, rows
-        one = len(self.left_out) == 1  # np.isin takes ten times as long, for a twentieth of an answer
-        kept = (rows >= 0) & (rows != self.left_out if one else ~np.isin(rows, self.left_out))
-        place = np.cumsum(kept, axis=1) - 1
-        query, column = np.nonzero(kept & (place < k))
-        at = query, place[query, column]
-        nearest, found = np.full((len(rows), k), np.float32(inf)), np.full((len(rows), k), -1)
-        nearest[at], found[at] = distance[query, column], rows[query, column]
-        return nearest, found
+        if len(self.left_out) == 1:  # what sorts below takes several times as long, a twentieth of an answer
+            other = ivf.others(rows, np.repeat(self.left_out, len(rows)))
+            return distance[other].reshape(len(rows), k), rows[other].reshape(len(rows), k)
+        kept = (rows >= 0) & ~np.isin(rows, self.left_out)
+        order = np.argsort(~kept, axis=1, kind="stable")[:, :k]
+        distance = np.take_along_axis(np.where(kept, distance, np.float32(inf)), order, axis=1)
+        return distance, np.take_along_axis(np.where(kept, rows, -1), order, axis=1)
 
     @property
     def compares_all(self) -> bool:

@@ -324,7 +324,7 @@ def test_many_ids_are_refused_by_the_description_before_they_are_looked_up(clien
 @pytest.mark.parametrize("digits", ["0" * 9 + "1" * 5000, "1" * 5000, "0" * 12 + "2"])
 def test_a_generation_of_too_many_digits_is_refused(client: TestClient, digits: str) -> None:
     answer = client.get("/v1/shelf", params={"generation": digits})
-    assert answer.status_code == 422 and answer.json()["detail"].startswith("generation=")
+    assert answer.status_code == 422 and "expected a number of at most 10 digits" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("chunked", [False, True])
